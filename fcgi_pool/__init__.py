@@ -1,0 +1,1 @@
+"""Sockets that programs are served from: addresses and listeners."""
