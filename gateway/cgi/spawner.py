@@ -1,0 +1,239 @@
+"""The only process that starts, ends and reaps CGI programs; one per front worker.
+
+Some facts about starting a process. posix_spawn stalls its caller until the program's image is loaded, some 0.3 ms;
+so it is not done where requests are read. A child between its start and its exec shares the caller's memory, so the
+caller is small and does nothing else. Only the parent of a process may reap it, and until it has, the pid cannot be
+given to another process; so the process that reaps is the one that signals, and never one that it has reaped.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import resource
+import select
+import signal
+import socket
+import time
+
+from gateway.cgi import wire
+from gateway.cgi.process import signal_group
+from gateway.cgi.roll import Roll
+
+# A program that ends sooner is told in one message, with its end; the pid of one that runs longer is told now.
+_ANNOUNCE_AFTER = 0.05
+# All at their defaults in a program. They are already, but where glibc is not told, it asks for each.
+_SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_RIGHTS_SPACE = socket.CMSG_SPACE(3 * 4)  # stdin, stdout, stderr
+
+
+class Spawner:
+    """Serves one front worker over `channel`; ends everything it started when the worker is gone.
+
+    `roll`: where the pids of what runs are noted, for the worker, should the spawner be killed.
+    `kill_timeout`: seconds from TERM to KILL.
+    """
+
+    def __init__(self, channel: socket.socket, roll: Roll, kill_timeout: float) -> None:
+        self._roll = roll
+        self._channel = channel
+        self._kill_timeout = kill_timeout
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._pids: dict[int, int] = {}  # run id: pid
+        self._runs: dict[int, int] = {}  # pid: run id
+        self._kill_at: dict[int, float] = {}  # pid that was sent TERM: when KILL follows
+        self._group_ends: set[int] = set()  # pids whose process group ends with them
+        self._unannounced: dict[int, float] = {}  # run id: when it was started
+        self._events: list[wire.Event] = []
+        self._worker_gone = False
+        self._buffer = memoryview(bytearray(wire.MESSAGE_LIMIT))
+
+    def run(self) -> None:
+        """Serve until the worker is gone and every program has ended."""
+        self._signals = _catch_signals()
+        os.umask(0o022)
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        while not (self._worker_gone and not self._runs):
+            ready = poll.poll(self._until_next())
+            for descriptor, _ in ready:
+                if descriptor == self._signals.fileno():
+                    self._take_signals()
+                elif not self._take_requests():
+                    poll.unregister(self._channel)
+                    self._worker_left()
+            if self._kill_at:
+                self._kill_overdue()
+            self._tell()
+
+    def _until_next(self) -> float | None:
+        """Return the milliseconds until something has to be done without being asked, or None."""
+        if self._unannounced:
+            return _ANNOUNCE_AFTER * 1000
+        if self._kill_at:
+            return max(0.0, min(self._kill_at.values()) - time.monotonic()) * 1000 + 1
+        return None
+
+    def _take_requests(self) -> bool:
+        """Do what the worker asked, a few requests at most; return False when the worker is gone."""
+        for _ in range(16):
+            try:
+                length, ancillary, flags, _ = self._channel.recvmsg_into(
+                    (self._buffer,), _RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not length:
+                return False
+            request = wire.decode_request(self._buffer[:length])
+            if isinstance(request, int):
+                self._terminate(request)
+            else:
+                descriptors = array.array("i")
+                if ancillary:
+                    descriptors.frombytes(ancillary[0][2])
+                self._start(request, descriptors.tolist(), bool(flags & socket.MSG_CTRUNC))
+        return True
+
+    def _start(self, start: wire.Start, descriptors: list[int], were_lost: bool) -> None:
+        run_id, path, directory, environment, group_ends = start
+        phase = "chdir"
+        try:
+            if were_lost:
+                # The kernel drops descriptors that our table has no room for (unix(7)).
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            stdin = descriptors[-3] if len(descriptors) > 2 else self._null
+            os.chdir(directory)
+            phase = "exec"
+            pid = os.posix_spawn(
+                path,
+                (path,),
+                environment,
+                file_actions=(
+                    (os.POSIX_SPAWN_DUP2, stdin, 0),
+                    (os.POSIX_SPAWN_DUP2, descriptors[-2], 1),
+                    (os.POSIX_SPAWN_DUP2, descriptors[-1], 2),
+                ),
+                setsid=True,
+                setsigdef=_SIGNALS,
+            )
+        except OSError as error:
+            self._events.append(("failed", run_id, phase, error.errno or 0))
+        else:
+            self._pids[run_id] = pid
+            self._runs[pid] = run_id
+            self._roll.add(pid)
+            self._unannounced[run_id] = time.monotonic()
+            if group_ends:
+                self._group_ends.add(pid)
+            if self._worker_gone:
+                self._terminate(run_id)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _terminate(self, run_id: int) -> None:
+        """Send TERM to a run's group; KILL follows."""
+        pid = self._pids.get(run_id)
+        if pid is not None and pid not in self._kill_at:
+            self._kill_at[pid] = time.monotonic() + self._kill_timeout
+            signal_group(pid, signal.SIGTERM)
+            # A stopped program takes no TERM until it goes on.
+            signal_group(pid, signal.SIGCONT)
+
+    def _kill_overdue(self) -> None:
+        now = time.monotonic()
+        for pid, moment in self._kill_at.items():
+            if now >= moment:
+                self._kill_at[pid] = now + self._kill_timeout
+                signal_group(pid, signal.SIGKILL)
+
+    def _worker_left(self) -> None:
+        self._worker_gone = True
+        self._channel.close()
+        for run_id in list(self._pids):
+            self._terminate(run_id)
+
+    def _take_signals(self) -> None:
+        received = self._signals.recv(4096)
+        if signal.SIGTERM in received:
+            for pid in self._runs:
+                signal_group(pid, signal.SIGKILL)
+        self._reap()
+
+    def _reap(self) -> None:
+        while self._runs:
+            reaped = -1  # any
+            if self._group_ends or self._kill_at:
+                # Left unreaped until its group has been ended: then the group's number cannot be another's yet.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+                if found is None:
+                    return
+                reaped = found.si_pid
+                if found.si_pid in self._group_ends or found.si_pid in self._kill_at:
+                    signal_group(found.si_pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(reaped, os.WNOHANG)
+            if not pid:
+                return
+            run_id = self._runs.pop(pid)
+            self._roll.remove(pid)
+            del self._pids[run_id]
+            self._kill_at.pop(pid, None)
+            self._group_ends.discard(pid)
+            self._unannounced.pop(run_id, None)
+            cpu = usage.ru_utime + usage.ru_stime
+            self._events.append(("ended", run_id, pid, status, cpu, _peak_memory(usage)))
+
+    def _tell(self) -> None:
+        if self._unannounced:
+            now = time.monotonic()
+            for run_id in [run for run, begun in self._unannounced.items() if now - begun >= _ANNOUNCE_AFTER]:
+                del self._unannounced[run_id]
+                self._events.append(("started", run_id, self._pids[run_id]))
+        if self._events and not self._worker_gone:
+            try:
+                # Waits if the worker is that far behind: what is told must not be lost.
+                self._channel.send(wire.encode_events(self._events))
+            except OSError:
+                self._worker_left()
+        self._events.clear()
+
+
+def _peak_memory(usage: resource.struct_rusage) -> int:
+    """Return a program's peak resident memory in bytes, or 0 where the kernel does not tell.
+
+    Until its exec a child shares this process's memory, and the kernel counts that (getrusage(2): the maximum is kept
+    over an exec). So a peak below our own cannot be seen.
+    """
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage.ru_maxrss * 1024 if usage.ru_maxrss > own else 0
+
+
+def _catch_signals() -> socket.socket:
+    """Return a socket that tells signals, a byte each.
+
+    A caught signal is at its default again in a started program (POSIX exec), while an ignored one stays ignored; so
+    whatever this process inherited as ignored, SIGPIPE from Python's start for one, is caught by a handler that does
+    nothing. INT and QUIT come from the terminal to the whole foreground group and are the master's business.
+    """
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    writing.setblocking(False)
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    # Kept for the life of the process: the wake-up descriptor is the signal handler's.
+    _catch_signals.writing = writing  # type: ignore[attr-defined]
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _do_nothing)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, _do_nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return reading
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    pass

@@ -1,0 +1,135 @@
+"""The one builder of CGI variables (RFC 3875 section 4.1). Pure: values in, a mapping out.
+
+The mapping is built from nothing, so none of the server's own variables reach a program. What is constant for a
+mount or for a connection is made once and merged.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gateway.http.message import Request
+from gateway.http.response import SERVER_SOFTWARE
+
+Variables = dict[bytes, bytes]
+
+# Where a program, and the env of its first line, finds commands; the same for everyone, whatever the server's is.
+DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_CONSTANT: Variables = {
+    b"GATEWAY_INTERFACE": b"CGI/1.1",
+    b"SERVER_SOFTWARE": SERVER_SOFTWARE.encode(),
+    # php-cgi runs only where a server says that it called it.
+    b"REDIRECT_STATUS": b"200",
+    b"PATH": DEFAULT_PATH,
+}
+
+# Not passed as HTTP_*: they have variables of their own, or were undone with the transfer coding, or would pose as
+# the proxy of the programs' own HTTP client (CVE-2016-5385, "httpoxy").
+_OWN_PLACE = frozenset((b"content-length", b"content-type", b"transfer-encoding", b"proxy", b"host", b"authorization"))
+# X_Y would pose as X-Y; other bytes have no place in a variable's name.
+_PLAIN_NAME = re.compile(rb"[a-z0-9-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Where a program was found: SCRIPT_NAME, its file, and what of the path is left for it."""
+
+    name: bytes
+    filename: bytes
+    path_info: bytes
+
+
+def mount_variables(document_root: bytes, env: tuple[tuple[str, str], ...]) -> Variables:
+    """Return what is the same for every request to a mount; `env` is the administrator's and wins."""
+    own = {name.encode(): value.encode("utf-8", "surrogateescape") for name, value in env}
+    return {**_CONSTANT, b"DOCUMENT_ROOT": document_root, **own}
+
+
+def connection_variables(
+    client: tuple[str, int] | None, local: tuple[str, int] | None, scheme: str, tls: bool
+) -> Variables:
+    """Return what is the same for every request of a connection.
+
+    `client` and `local` are (address, port) of TCP. A connection over a Unix socket has neither: it comes from this
+    machine, and the port asked for is known by the Host field alone.
+    """
+    variables: Variables = {b"REQUEST_SCHEME": scheme.encode()}
+    variables[b"REMOTE_ADDR"] = client[0].encode() if client else b"127.0.0.1"
+    variables[b"SERVER_ADDR"] = local[0].encode() if local else b"127.0.0.1"
+    if client:
+        variables[b"REMOTE_PORT"] = b"%d" % client[1]
+    if local:
+        variables[b"SERVER_PORT"] = b"%d" % local[1]
+    if tls:
+        variables[b"HTTPS"] = b"on"
+    return variables
+
+
+def request_variables(
+    request: Request,
+    script: Script,
+    mount: Variables,
+    connection: Variables,
+    body_length: int | None,
+    pass_authorization: bool,
+) -> Variables:
+    """Return all variables of one request. `body_length` counts its body, if there is one, as the program reads it."""
+    variables = mount | connection
+    variables[b"REQUEST_METHOD"] = request.method
+    variables[b"QUERY_STRING"] = request.query
+    variables[b"REQUEST_URI"] = request.target
+    variables[b"SERVER_PROTOCOL"] = b"HTTP/1.1" if request.version >= (1, 1) else b"HTTP/1.0"
+    variables[b"SCRIPT_NAME"] = script.name
+    variables[b"SCRIPT_FILENAME"] = script.filename
+    if script.path_info:
+        variables[b"PATH_INFO"] = script.path_info
+        variables[b"PATH_TRANSLATED"] = mount[b"DOCUMENT_ROOT"] + script.path_info
+    if body_length is not None:
+        variables[b"CONTENT_LENGTH"] = b"%d" % body_length
+    _add_authority(variables, request.authority)
+    _add_fields(variables, request, pass_authorization)
+    return variables
+
+
+def _add_authority(variables: Variables, authority: bytes | None) -> None:
+    host, _, port = (authority or b"").rpartition(b":") if authority and not authority.endswith(b"]") else (
+        authority or b"",
+        b"",
+        b"",
+    )
+    if authority is not None:
+        variables[b"HTTP_HOST"] = authority
+    variables[b"SERVER_NAME"] = host or authority or _bracketed(variables[b"SERVER_ADDR"])
+    if b"SERVER_PORT" not in variables:
+        default = b"443" if b"HTTPS" in variables else b"80"
+        variables[b"SERVER_PORT"] = port if host and port else default
+
+
+def _bracketed(address: bytes) -> bytes:
+    return b"[" + address + b"]" if b":" in address else address
+
+
+def _add_fields(variables: Variables, request: Request, pass_authorization: bool) -> None:
+    for name, value in request.fields:
+        variable = http_variable(name)
+        if variable is None:
+            if name == b"content-type":
+                variables[b"CONTENT_TYPE"] = value
+            elif name == b"authorization" and pass_authorization:
+                variables[b"HTTP_AUTHORIZATION"] = value
+        elif variable in variables:
+            separator = b"; " if name == b"cookie" else b", "
+            variables[variable] += separator + value
+        else:
+            variables[variable] = value
+
+
+@lru_cache(maxsize=512)
+def http_variable(name: bytes) -> bytes | None:
+    """Return the variable for the field `name`, in lower case, or None if it has none (RFC 3875 section 4.1.18)."""
+    if name in _OWN_PLACE or not _PLAIN_NAME.fullmatch(name):
+        return None
+    return b"HTTP_" + name.upper().replace(b"-", b"_")

@@ -1,0 +1,280 @@
+"""The command line: options into settings, mistakes into one line each."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from fcgi_pool.listener import Address, AddressError, unlink_socket
+from gateway import __version__
+from gateway.check import report
+from gateway.error_log import ErrorLog
+from gateway.http.limits import Limits
+from gateway.http.reader import reader_class
+from gateway.log_file import LogFile
+from gateway.master import Master
+from gateway.settings import CgiMount, Settings, Timeouts, Tls
+from gateway.tls import TlsError, server_context
+
+_SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
+_PREFIX = re.compile(r"/(?:[^\s=?#%]*/)?")
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+# A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
+_ENV_LIMIT = 64 * 1024
+_DEFAULT_PREFIX = "/cgi-bin/"
+_DEFAULT_LISTEN = "127.0.0.1:8000"
+
+_Opened = TypeVar("_Opened")
+
+
+class UsageError(ValueError):
+    """A mistake of the user; the text names the option, what is wrong and what would be right."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.removeprefix('argument ')}; see python -m gateway --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m gateway",
+        description="Serves CGI programs: every executable file below a directory, unchanged, over HTTP.",
+        epilog="Example: python -m gateway --cgi-dir cgi-bin",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--version", action="version", version=f"gateway {__version__}")
+    add("--cgi-dir", action="append", default=[], metavar="[PREFIX=]DIR",
+        help=f"serve the programs in DIR below PREFIX (default {_DEFAULT_PREFIX}); repeatable")  # fmt: skip
+    add("--listen", action="append", default=[], metavar="ADDRESS",
+        help=f"HOST:PORT, [::1]:PORT or unix:PATH; repeatable (default {_DEFAULT_LISTEN})")  # fmt: skip
+    add("--workers", metavar="N", default="", help="front workers (default: number of CPUs)")
+    add("--check", action="store_true", help="say what would be served, and what would fail; serve nothing")
+    group = parser.add_argument_group("programs")
+    add = group.add_argument
+    add("--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="give every program this variable; without VALUE, the server's own")  # fmt: skip
+    add("--script-timeout", metavar="SECONDS", help="longest silence of a program (default 60)")
+    add("--kill-timeout", metavar="SECONDS", help="from TERM to KILL for a program that is ended (default 3)")
+    add("--max-programs", metavar="N", default="256", help="programs at once, per worker (default 256); more wait")
+    add("--kill-group", action="store_true", help="when a program ends, end what it left in its process group")
+    add("--follow-links", action=argparse.BooleanOptionalAction, default=True,
+        help="follow symbolic links below a directory of programs (default: yes)")  # fmt: skip
+    group = parser.add_argument_group("clients")
+    add = group.add_argument
+    add("--max-body", metavar="SIZE", default="2G", help="largest body of a request, as 512K, 16M, 2G (default 2G)")
+    add("--header-timeout", metavar="SECONDS", help="a request's head must be complete within (default 20)")
+    add("--body-timeout", metavar="SECONDS", help="longest stall of a request's body (default 60)")
+    add("--send-timeout", metavar="SECONDS", help="longest time a client takes nothing (default 60)")
+    add("--keepalive-timeout", metavar="SECONDS", help="longest pause between two requests (default 75)")
+    add("--tls-cert", metavar="FILE", default="", help="serve https with this certificate chain (PEM)")
+    add("--tls-key", metavar="FILE", default="", help="its private key (default: in the same file)")
+    group = parser.add_argument_group("logs and files")
+    add = group.add_argument
+    add("--debug", action="store_true", help="explain errors to the client, too: not for the public")
+    add("--access-log", metavar="PATH", default="-", help="a path, - for standard output, or off (default -)")
+    add("--error-log", metavar="PATH", default="-", help="a path, or - for standard error (default -)")
+    add("--log-format", choices=("combined", "json"), default="combined", help="of the access log")
+    add("--pid-file", metavar="PATH", default="", help="holds the master's pid while it serves")
+    add("--temp-dir", metavar="DIR", default="", help="for large bodies (default: the system's, see TMPDIR)")
+    group = parser.add_argument_group("internals")
+    add = group.add_argument
+    add("--stop-timeout", metavar="SECONDS", help="QUIT waits so long for what is under way (default 30)")
+    add("--http", choices=("auto", "h11", "httptools"), default="auto", help="who reads requests")
+    add("--loop", choices=("auto", "asyncio", "uvloop"), default="auto", help="the event loop")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, or 2 for a mistake in the options."""
+    _keep_descriptors()
+    try:
+        options = _parser().parse_args(arguments)
+        settings = read_settings(options)
+        if options.check:
+            return report(settings)
+        return _serve(settings)
+    except UsageError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 2
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """Return the settings that `options` stand for; raise UsageError."""
+    if not options.cgi_dir:
+        raise UsageError("--cgi-dir is missing: nothing would be served; write, say, --cgi-dir cgi-bin")
+    env = tuple(_variable(text) for text in options.env)
+    if sum(len(os.fsencode(name + value)) for name, value in env) > _ENV_LIMIT:
+        raise UsageError(f"--env: all of them together are over {_ENV_LIMIT} bytes; put large values into a file")
+    mounts = [_mount(text, env, options) for text in options.cgi_dir]
+    _refuse_duplicates("--cgi-dir", [mount.prefix for mount in mounts])
+    listen = [_address(text) for text in options.listen or [_DEFAULT_LISTEN]]
+    _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])
+    for option in ("http", "loop"):
+        _installed(option, getattr(options, option))
+    if options.temp_dir and not (os.path.isdir(options.temp_dir) and os.access(options.temp_dir, os.W_OK)):
+        raise UsageError(f"--temp-dir {options.temp_dir}: no directory that can be written to; create it, or name one")
+    return Settings(
+        listen=tuple(listen),
+        mounts=tuple(mounts),
+        workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
+        http=options.http,
+        loop=options.loop,
+        debug=options.debug,
+        access_log=options.access_log,
+        error_log=options.error_log,
+        log_format=options.log_format,
+        pid_file=options.pid_file,
+        temp_dir=os.path.abspath(options.temp_dir) if options.temp_dir else "",
+        tls=_tls(options.tls_cert, options.tls_key),
+        max_programs=_count("--max-programs", options.max_programs),
+        timeouts=_timeouts(options),
+        limits=Limits(body=_size("--max-body", options.max_body)),
+    )
+
+
+def _keep_descriptors() -> None:
+    """Have the standard streams, and pass nothing else that this process was started with on to the programs."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.set_inheritable(int(name), False)
+
+
+def _serve(settings: Settings) -> int:
+    error_log = _opened("--error-log", lambda: ErrorLog(settings.error_log))
+    _opened("--access-log", lambda: LogFile(settings.access_log, 1).close())
+    listeners: list[socket.socket] = []
+    try:
+        for address in settings.listen:
+            try:
+                listeners.append(address.listen())
+            except AddressError as error:
+                raise UsageError(f"--listen {address}: {error}") from None
+        if settings.pid_file:
+            _opened("--pid-file", lambda: _write_pid(settings.pid_file))
+    except UsageError:
+        for listener in listeners:
+            unlink_socket(listener)
+        raise
+    try:
+        return Master(settings, listeners, error_log).run()
+    finally:
+        if settings.pid_file:
+            with contextlib.suppress(OSError):
+                os.unlink(settings.pid_file)
+
+
+def _write_pid(path: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def _opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
+    try:
+        return open_it()
+    except OSError as error:
+        raise UsageError(f"{option} {error.filename}: {error.strerror}; name a file that can be written to") from None
+
+
+def _mount(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace) -> CgiMount:
+    prefix, equals, directory = text.partition("=")
+    if not equals or not prefix.startswith("/"):
+        prefix, directory = _DEFAULT_PREFIX, text
+    if not prefix.endswith("/"):
+        prefix += "/"
+    segments = prefix.split("/")
+    is_path = _PREFIX.fullmatch(prefix) and prefix.isprintable()
+    if not is_path or "." in segments or ".." in segments or "//" in prefix:
+        raise UsageError(f"--cgi-dir {text}: {prefix!r} is no prefix of a path; write, say, /cgi-bin/=DIR")
+    if not os.path.isdir(directory):
+        what = "is not a directory" if os.path.exists(directory) else "does not exist"
+        raise UsageError(f"--cgi-dir {text}: the directory {directory!r} {what}; create it, or name another")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise UsageError(f"--cgi-dir {text}: the directory {directory!r} cannot be read by this user: chmod +rx")
+    return CgiMount(
+        prefix, os.path.abspath(directory), env, follow_links=options.follow_links, kill_group=options.kill_group
+    )
+
+
+def _refuse_duplicates(option: str, values: list[str]) -> None:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise UsageError(f"{option}: {value} is given twice; give each one once")
+
+
+def _address(text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except AddressError as error:
+        raise UsageError(f"--listen {text}: {error}") from None
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise UsageError(f"--env {text}: {name!r} is no name of a variable; write NAME=VALUE")
+    if not equals:
+        if name not in os.environ:
+            raise UsageError(f"--env {name}: the server itself has no such variable; write {name}=VALUE")
+        value = os.environ[name]
+    return name, value
+
+
+def _installed(option: str, kind: str) -> None:
+    try:
+        if option == "http":
+            reader_class(kind)
+        elif kind == "uvloop":
+            import uvloop  # noqa: F401, PLC0415
+    except ImportError:
+        raise UsageError(f"--{option} {kind}: {kind} is not installed; pip install {kind}, or use auto") from None
+
+
+def _count(option: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
+        raise UsageError(f"{option} {text}: not a whole number from 1 to 999999; write, say, {option} 4")
+    return int(text)
+
+
+def _size(option: str, text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise UsageError(f"{option} {text}: not a size; write, say, 512K, 16M or 2G")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def _timeouts(options: argparse.Namespace) -> Timeouts:
+    given = {}
+    for name in ("header", "body", "send", "keepalive", "script", "kill", "stop"):
+        text = getattr(options, f"{name}_timeout")
+        if text is None:
+            continue
+        if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", text) or float(text) <= 0:
+            option = f"--{name}-timeout"
+            raise UsageError(f"{option} {text}: not a number of seconds above 0; write, say, {option} 30")
+        given[name] = float(text)
+    return Timeouts(**given)
+
+
+def _tls(certificate: str, key: str) -> Tls | None:
+    if not certificate:
+        if key:
+            raise UsageError(f"--tls-key {key}: there is no certificate; name it by --tls-cert")
+        return None
+    files = Tls(os.path.abspath(certificate), os.path.abspath(key or certificate))
+    try:
+        server_context(files)
+    except TlsError as error:
+        raise UsageError(str(error)) from None
+    return files

@@ -1,0 +1,379 @@
+"""One client's connection: requests are read from it in turn, each is answered before the next is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import select
+from typing import TYPE_CHECKING, cast
+
+from gateway import pages
+from gateway.access_log import Record
+from gateway.cgi.variables import connection_variables
+from gateway.exchange import Exchange
+from gateway.fault import Fault
+from gateway.http.message import END, Data, Refused, Request
+from gateway.http.response import CONTINUE, METHODS, REASONS, encode_head
+
+if TYPE_CHECKING:
+    from gateway.worker import Worker
+
+# Bytes of later requests taken in while one is answered.
+_PIPELINE = 64 * 1024
+# Written and not yet taken by the client: above this, programs are not read from for it.
+_WRITE_HIGH = 256 * 1024
+# After an error with unread input: how long, in seconds, and how much of it is still read and dropped, so that the
+# client reads the response before a reset destroys it. nginx lingering_timeout 5 s, lingering_time 30 s.
+_LINGER_TIME = 5.0
+_LINGER_SIZE = 8 * 1024 * 1024
+# Requests answered in one turn of the loop, where answers are given at once.
+_TURN = 32
+_FOREVER = math.inf
+
+
+class Phase(enum.Enum):
+    """What a connection waits for."""
+
+    IDLE = enum.auto()  # a request to begin
+    HEAD = enum.auto()  # the rest of a head
+    ANSWER = enum.auto()  # the answer; the request's body, if any, has not been asked for or is complete
+    BODY = enum.auto()  # the rest of a body
+    LINGER = enum.auto()  # the client's close, after an error
+    CLOSING = enum.auto()  # the client's taking of what was written
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one accepted socket."""
+
+    __slots__ = (
+        "_deadline", "_exchange", "_in_loop", "_lingered", "_lingers", "_phase",
+        "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_variables", "_worker",
+        "client_address", "is_congested", "persists",
+    )  # fmt: skip
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._reader = worker.new_reader()
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._phase = Phase.IDLE
+        self._deadline = worker.now() + worker.settings.timeouts.header
+        self._variables: dict[bytes, bytes] | None = None
+        self._reading_paused = False
+        self._unread_body = False
+        self._in_loop = False
+        self._lingered = 0
+        self._lingers = False  # after the answer, in any case
+        self._seen_waiting = 0
+        self.persists = True
+        self.is_congested = False
+        self.client_address = "-"
+
+    # -- the loop's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to serve."""
+        # uvloop's transports are no instances of asyncio's class, and the same in all else.
+        self._transport = transport = cast(asyncio.Transport, transport)
+        transport.set_write_buffer_limits(_WRITE_HIGH)
+        self._deadline = self._worker.now() + self._worker.settings.timeouts.header  # a handshake had its own
+        peer = transport.get_extra_info("peername")
+        self.client_address = peer[0] if isinstance(peer, tuple) else "unix:"
+        self._worker.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left, or we closed."""
+        self._worker.connection_lost(self)
+        self._transport = None
+        self._phase = Phase.CLOSING
+        if self._exchange:
+            exchange, self._exchange = self._exchange, None
+            exchange.client_gone()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. As with nginx, a client that ended its side has gone: close."""
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+        if self._phase is Phase.LINGER:
+            self._lingered += len(data)
+            if self._lingered > _LINGER_SIZE:
+                self._abort()
+            return
+        self._reader.receive(data)
+        if self._phase is Phase.BODY:
+            self._read_body()
+            return
+        self._read_requests()
+        self._pause_if_full()
+
+    def pause_writing(self) -> None:
+        """The client takes less than is written."""
+        self.is_congested = True
+        self._note_waiting()
+        self._deadline = self._worker.now() + self._worker.settings.timeouts.send
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.is_congested = False
+        if self._phase is Phase.ANSWER:
+            self._deadline = _FOREVER
+        if self._exchange:
+            self._exchange.client_ready()
+        elif self._phase is Phase.IDLE:
+            self._await_next()
+            self._read_requests()
+            self._read_on()
+
+    # -- reading
+
+    @property
+    def variables(self) -> dict[bytes, bytes]:
+        """The CGI variables that are the same for every request here."""
+        if self._variables is None:
+            assert self._transport
+            peer = self._transport.get_extra_info("peername")
+            local = self._transport.get_extra_info("sockname")
+            tls = self._transport.get_extra_info("ssl_object") is not None
+            self._variables = connection_variables(
+                (peer[0], peer[1]) if isinstance(peer, tuple) else None,
+                (local[0], local[1]) if isinstance(local, tuple) else None,
+                "https" if tls else "http",
+                tls,
+            )
+        return self._variables
+
+    def _read_requests(self) -> None:
+        """Answer what is here, one after the other. An answer given at once leads round the loop, not into itself."""
+        if self._in_loop:
+            return
+        self._in_loop = True
+        left = _TURN
+        try:
+            while (self._phase is Phase.IDLE or self._phase is Phase.HEAD) and not self.is_congested:
+                if not left:
+                    # Others have their turn first.
+                    self._worker.loop.call_soon(self._go_on)
+                    break
+                left -= 1
+                event = self._reader.next_event()
+                if isinstance(event, Request):
+                    self._begin(event)
+                elif isinstance(event, Refused):
+                    self._refuse(event)
+                else:
+                    if self._phase is Phase.IDLE and self._reader.has_begun:
+                        self._phase = Phase.HEAD
+                        self._deadline = self._worker.now() + self._worker.settings.timeouts.header
+                    break
+        finally:
+            self._in_loop = False
+
+    def _go_on(self) -> None:
+        if self._transport:
+            self._read_requests()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read from the client again if there is room for what it sends."""
+        if self._phase is not Phase.ANSWER and not self.is_congested and self._reader.buffered <= _PIPELINE:
+            self._resume_reading()
+
+    def _begin(self, request: Request) -> None:
+        self._phase = Phase.ANSWER
+        self._deadline = _FOREVER
+        self._unread_body = request.body_follows
+        self._lingers = False
+        self.persists = False
+        self._exchange = Exchange(self, request, self._worker)
+        self._worker.answer(self._exchange)
+
+    def receive_body(self) -> None:
+        """Read the current request's body into its exchange's `Body`."""
+        exchange = self._exchange
+        assert exchange and exchange.body
+        if not self._unread_body:
+            exchange.body.finish()
+            return
+        if exchange.request.expects_continue and not self._reader.buffered:
+            self.send(CONTINUE)
+        self._phase = Phase.BODY
+        self._deadline = self._worker.now() + self._worker.settings.timeouts.body
+        self._read_body()
+
+    def _read_body(self) -> None:
+        exchange = self._exchange
+        assert exchange and exchange.body
+        body = exchange.body
+        while self._phase is Phase.BODY:
+            event = self._reader.next_event()
+            if isinstance(event, Data):
+                body.feed(event.data)
+            elif event is END:
+                self._phase = Phase.ANSWER
+                self._deadline = _FOREVER
+                self._unread_body = False
+                body.finish()
+                return
+            elif isinstance(event, Refused):
+                exchange.fail(Fault(event.status, event.reason))
+                return
+            else:
+                break
+        if body.is_congested:
+            self._deadline = _FOREVER
+            self._pause_reading()
+        else:
+            self._deadline = self._worker.now() + self._worker.settings.timeouts.body
+
+    def body_has_room(self) -> None:
+        """The disk has caught up with the client."""
+        if self._phase is Phase.BODY:
+            self._deadline = self._worker.now() + self._worker.settings.timeouts.body
+            self._resume_reading()
+
+    def _pause_if_full(self) -> None:
+        if self._reader.buffered > _PIPELINE and self._phase is not Phase.LINGER:
+            self._pause_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self._transport:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self._transport:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    # -- writing
+
+    def may_persist(self, request: Request) -> bool:
+        """Whether the connection can serve another request after this one."""
+        return request.keep_alive and not (self._unread_body or self._lingers or self._worker.is_draining)
+
+    def refuse_more(self) -> None:
+        """Answer nothing after the current request: it was malformed, and what follows it may be, too."""
+        self._lingers = True
+
+    def send(self, data: bytes) -> None:
+        """Write to the client."""
+        if self._transport:
+            self._transport.write(data)
+
+    def send_pieces(self, pieces: list[bytes]) -> None:
+        """Write several pieces without joining them."""
+        if self._transport:
+            self._transport.writelines(pieces)
+
+    def exchange_ended(self) -> None:
+        """The response is written: go on to the next request, or close."""
+        self._exchange = None
+        if not self._transport:
+            return
+        if self.persists and not self._worker.is_draining:
+            self._phase = Phase.IDLE
+            self._await_next()
+            if self._reader.has_begun:
+                self._read_requests()
+            self._read_on()
+        elif self._unread_body or self._lingers or self._reader.buffered:
+            self._linger()
+        else:
+            self._close()
+
+    def _await_next(self) -> None:
+        timeouts = self._worker.settings.timeouts
+        self._deadline = self._worker.now() + (timeouts.send if self.is_congested else timeouts.keepalive)
+
+    def _refuse(self, refused: Refused) -> None:
+        """Answer what is no request."""
+        outcome = "timeout" if refused.status == 408 else "refused"
+        words = refused.reason if self._worker.settings.debug else ""
+        page = pages.error_page(refused.status, REASONS.get(refused.status, b""), "", words)
+        fields = [(b"Content-Type", b"text/html; charset=utf-8")]
+        framing = b"Content-Length: %d\r\nConnection: close\r\n" % len(page)
+        if refused.status == 405:
+            fields.append((b"Allow", METHODS.encode()))
+        self.send(encode_head(refused.status, b"", fields, framing) + page)
+        self._worker.log_refused(self.client_address, refused, len(page), outcome)
+        self._linger()
+
+    # -- the end
+
+    def sweep(self, now: float) -> None:
+        """Act if the deadline has passed; called some times a second."""
+        if not self._transport:
+            return
+        if self._reading_paused and self._phase is Phase.ANSWER and _has_hung_up(self._transport):
+            self._abort()
+            return
+        if now < self._deadline:
+            return
+        waiting = self._transport.get_write_buffer_size()
+        if waiting != self._seen_waiting and (waiting or self._phase is Phase.LINGER):
+            # The client takes, if slowly.
+            self._seen_waiting = waiting
+            self._deadline = now + (self._worker.settings.timeouts.send if waiting else _LINGER_TIME)
+        elif waiting:
+            if self._exchange:
+                self._exchange.record.outcome = "timeout"
+            self._abort()
+        elif self._phase is Phase.HEAD and self._reader.has_request_line:
+            self._refuse(Refused(408, "the head of the request was not complete in time"))
+        elif self._phase is Phase.BODY and self._exchange:
+            self._exchange.fail(Fault(408, "the body of the request stalled", "timeout"))
+        else:
+            self._abort()
+
+    def _note_waiting(self) -> int:
+        """Remember how much the client has yet to take, so that progress can be seen; return it."""
+        self._seen_waiting = self._transport.get_write_buffer_size() if self._transport else 0
+        return self._seen_waiting
+
+    def drain(self) -> None:
+        """Close at once if nothing is under way; otherwise after the answer."""
+        if self._phase in (Phase.IDLE, Phase.HEAD) and not self._reader.has_begun:
+            self._close()
+
+    def _linger(self) -> None:
+        transport = self._transport
+        if not transport:
+            return
+        self._phase = Phase.LINGER
+        waiting = self._note_waiting()
+        self._deadline = self._worker.now() + (self._worker.settings.timeouts.send if waiting else _LINGER_TIME)
+        self._resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _close(self) -> None:
+        if self._transport:
+            self._phase = Phase.CLOSING
+            self._note_waiting()
+            self._deadline = self._worker.now() + self._worker.settings.timeouts.send
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport:
+            self._transport.abort()
+
+    def shut(self) -> None:
+        """End at once: the server stops."""
+        self._abort()
+
+
+def _has_hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the client has left while nothing is read from it, which is how else one learns it."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def refused_record(client: str, refused: Refused, size: int, outcome: str, moment: float) -> Record:
+    """Return the access log's record of what was no request."""
+    return Record(moment, client, "-", "-", "-", "", "", "-", refused.status, size, outcome=outcome, duration=1e-6)

@@ -1,0 +1,213 @@
+"""Why a program failed, in words that name the culprit and the cure."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from dataclasses import dataclass
+
+from gateway.fault import Fault
+
+_SCARCE = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS))
+# Modules that left Python's standard library with 3.12 and 3.13 (PEP 632, PEP 594), and what brings them back.
+_REMOVED_MODULES = {
+    "cgi": "removed in Python 3.13; pip install legacy-cgi",
+    "cgitb": "removed in Python 3.13; pip install legacy-cgi",
+    "imp": "removed in Python 3.12; use importlib",
+    "distutils": "removed in Python 3.12; pip install setuptools",
+    "asyncore": "removed in Python 3.12; pip install pyasyncore",
+    "asynchat": "removed in Python 3.12; pip install pyasynchat",
+    "smtpd": "removed in Python 3.12; pip install aiosmtpd",
+    "crypt": "removed in Python 3.13; pip install legacycrypt",
+    "telnetlib": "removed in Python 3.13; pip install telnetlib3",
+    "pipes": "removed in Python 3.13; use subprocess and shlex",
+    "imghdr": "removed in Python 3.13; pip install filetype",
+    "sndhdr": "removed in Python 3.13; pip install filetype",
+    "uu": "removed in Python 3.13; use base64 or binascii",
+    "nntplib": "removed in Python 3.13; pip install standard-nntplib",
+}
+_STDERR_HINTS = (
+    (re.compile(r"SyntaxError: Missing parentheses in call to 'print'"), "the script is written for Python 2"),
+    (re.compile(r"Can't locate (CGI(?:/\w+)?)\.pm"), "Perl has no longer CGI.pm: install libcgi-pm-perl, or cpan CGI"),
+    (re.compile(r"Can't locate (\S+)\.pm in @INC"), "install that Perl module, or set PERL5LIB by --env"),
+    (re.compile(r"Permission denied"), "the user that the server runs as may not do that"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, for an explanation. `status` is None while it has not been reaped."""
+
+    path: bytes
+    pid: int
+    status: int | None
+    stderr: str
+    output: bytes = b""
+
+
+def exit_word(status: int) -> str:
+    """Return a wait status as the access log shows it: an exit status, or a signal's name."""
+    if os.WIFSIGNALED(status):
+        return _signal_name(os.WTERMSIG(status))
+    return str(os.WEXITSTATUS(status))
+
+
+def start_failed(path: bytes, phase: str, error: int) -> Fault:
+    """Return the fault for a program that could not be started: `phase` is ``chdir`` or ``exec``, `error` its errno."""
+    name = os.fsdecode(path)
+    if error in _SCARCE:
+        return Fault(
+            503,
+            f"{name} could not be started: {os.strerror(error)}; there are too few processes, descriptors or memory. "
+            "Raise the limits (ulimit -u, ulimit -n), or lower --max-programs",
+            retry_after=5,
+        )
+    if phase == "chdir":
+        return Fault(500, f"{name} could not be started: its directory cannot be entered: {os.strerror(error)}")
+    if not os.path.exists(path):
+        return Fault(404, f"{name} does not exist any more")
+    if error == errno.EACCES and not os.access(path, os.X_OK):
+        return Fault(403, f"{name} is not executable for the server's user: chmod +x {name}")
+    return Fault(500, f"{name} could not be started: {why_not_started(path, error)}")
+
+
+def why_not_started(path: bytes, error: int) -> str:
+    """Return in words why the kernel refuses to execute the file at `path` with errno `error`."""
+    line, interpreter = _first_line(path)
+    if error == errno.ETXTBSY:
+        return "text file busy: somebody has it open for writing; close it, or write a new file and rename it"
+    if line.startswith(b"\xef\xbb\xbf#!"):
+        return "it begins with a byte order mark before '#!'; save it as UTF-8 without BOM"
+    if interpreter and line.endswith(b"\r"):
+        shown = ascii(interpreter.decode("utf-8", "backslashreplace") + "\r")
+        return f"line 1 ends with CR LF: the kernel looks for {shown}; convert the file to LF: sed -i 's/\\r$//' FILE"
+    if error == errno.ENOEXEC:
+        if not line and not os.path.getsize(path):
+            return "the file is empty"
+        if line.startswith(b"\x7fELF"):
+            return "exec format error: a program compiled for another kind of machine"
+        return (
+            "exec format error: no '#!' in line 1 and no program for this machine; "
+            "name the interpreter there, as in #!/usr/bin/env python3"
+        )
+    if interpreter:
+        shown = interpreter.decode("utf-8", "backslashreplace")
+        if not os.path.exists(interpreter):
+            return f"the interpreter {shown} named in line 1 does not exist; install it, or correct line 1"
+        if error == errno.EACCES and not (os.access(interpreter, os.X_OK) and os.path.isfile(interpreter)):
+            return f"the interpreter {shown} named in line 1 is not executable"
+    if error == errno.ENOENT:
+        return "its dynamic loader does not exist: it was compiled for another system (see ldd)"
+    if error == errno.EACCES and os.statvfs(path).f_flag & os.ST_NOEXEC:
+        return "its file system is mounted noexec"
+    return os.strerror(error)
+
+
+def interpreter_trouble(path: bytes) -> str:
+    """Return what is wrong with the interpreter that the file's first line names, or '' if nothing is seen."""
+    line, interpreter = _first_line(path)
+    if not line.startswith(b"#!"):
+        return ""
+    if line.endswith(b"\r"):
+        return why_not_started(path, errno.ENOENT)
+    if not os.path.exists(interpreter):
+        return why_not_started(path, errno.ENOENT)
+    return ""
+
+
+def no_header(ending: Ending, why: str) -> Fault:
+    """Return the fault for a program whose output is no response; `why` is what the judge of output says."""
+    name = os.fsdecode(ending.path)
+    parts = [f"{name} {_ended(ending)}: {why}"]
+    status = 502
+    trouble = _env_trouble(ending)
+    if trouble:
+        status = 500
+        parts.append(trouble)
+    hint = hint_from(ending.stderr)
+    if hint:
+        parts.append(hint)
+    if ending.output:
+        parts.append(f"its output begins {ending.output[:120].decode('utf-8', 'backslashreplace')!a}")
+    if ending.stderr:
+        parts.append(f"its stderr ends: {_on_one_line(ending.stderr)}")
+    return Fault(status, "; ".join(parts))
+
+
+def cut_off(ending: Ending, why: str) -> str:
+    """Return words for a program that left its response incomplete."""
+    text = f"{os.fsdecode(ending.path)} {_ended(ending)}: {why}"
+    if ending.stderr:
+        text += f"; its stderr ends: {_on_one_line(ending.stderr)}"
+    return text
+
+
+def hint_from(stderr: str) -> str:
+    """Return the cure for what a program complained of, if it is known, else ''."""
+    missing = re.search(r"(?:No module named|ImportError: .*) '?([\w.]+)'?", stderr)
+    if missing:
+        module = missing[1]
+        cure = _REMOVED_MODULES.get(module.split(".")[0])
+        cure = cure or "install it for the interpreter that line 1 of the script names"
+        return f"No module named '{module}': {cure}"
+    for pattern, cure in _STDERR_HINTS:
+        found = pattern.search(stderr)
+        if found:
+            return f"{found.group()}: {cure}"
+    return ""
+
+
+def _ended(ending: Ending) -> str:
+    if ending.status is None:
+        return f"(pid {ending.pid or '-'}) did not end" if ending.pid else "did not end"
+    if os.WIFSIGNALED(ending.status):
+        number = os.WTERMSIG(ending.status)
+        return f"(pid {ending.pid}) was killed by {_signal_name(number)} ({signal.strsignal(number)})"
+    return f"(pid {ending.pid}) ended with exit status {os.WEXITSTATUS(ending.status)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _env_trouble(ending: Ending) -> str:
+    """Return words for an ``env`` in line 1 that did not find its interpreter: it runs, and ends with 126 or 127."""
+    if ending.status is None or not os.WIFEXITED(ending.status) or os.WEXITSTATUS(ending.status) not in (126, 127):
+        return ""
+    line, interpreter = _first_line(ending.path)
+    if not interpreter.endswith(b"/env"):
+        return ""
+    if line.endswith(b"\r"):
+        return "line 1 ends with CR LF: env looks for a command with a CR in its name; convert the file to LF"
+    words = line[2:].split()[1:]
+    shown = b" ".join(words).decode("utf-8", "backslashreplace")
+    return f"the interpreter {shown} named in line 1 was not found in PATH; install it, or set PATH by --env PATH=…"
+
+
+def _first_line(path: bytes) -> tuple[bytes, bytes]:
+    """Return the first line without its LF, and the interpreter it names after ``#!``, or b''."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b"", b""
+    try:
+        line = os.read(descriptor, 256).split(b"\n", 1)[0]
+    except OSError:
+        return b"", b""
+    finally:
+        os.close(descriptor)
+    if not line.startswith((b"#!", b"\xef\xbb\xbf#!")):
+        return line, b""
+    words = line[line.index(b"#!") + 2 :].split()
+    return line, words[0] if words else b""
+
+
+def _on_one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    shown = " | ".join(lines[-8:])
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)

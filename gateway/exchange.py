@@ -1,0 +1,294 @@
+"""One request and its response: framing, the record for the access log, and what happens when either side fails."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from gateway import pages
+from gateway.access_log import Record
+from gateway.body import Body
+from gateway.fault import Fault
+from gateway.http.message import Fields, Request
+from gateway.http.response import LAST_CHUNK, REASONS, encode_head
+
+if TYPE_CHECKING:
+    from gateway.connection import Connection
+    from gateway.worker import Worker
+
+_HTML: Fields = [(b"Content-Type", b"text/html; charset=utf-8")]
+# Joined into one piece below this size, so that a small response is one write; above it, copying costs more.
+_SMALL = 16 * 1024
+
+_ids_begin = ""
+_ids_given = 0
+
+
+def _new_id() -> str:
+    """Return an id that no other request of this machine has: a random begin per process, then a count."""
+    global _ids_begin, _ids_given
+    if not _ids_begin:
+        _ids_begin = os.urandom(4).hex()
+    _ids_given += 1
+    return f"{_ids_begin}-{_ids_given:x}"
+
+
+def renew_ids() -> None:
+    """Begin anew, in a process that was forked."""
+    global _ids_begin, _ids_given
+    _ids_begin, _ids_given = "", 0
+
+
+class Responder(Protocol):
+    """What answers an exchange over time."""
+
+    def client_gone(self) -> None:
+        """The client left before the response ended."""
+
+    def client_ready(self) -> None:
+        """The client takes bytes again after `Exchange.is_congested`."""
+
+
+class Exchange:
+    """The response side of one request.
+
+    A response is begun once, written any number of times, and ended or truncated. Its record is logged when the
+    response has ended *and* its program, if there is one, has: two facts, set in any order.
+    """
+
+    __slots__ = (
+        "_begun", "_chunked", "_connection", "_ended", "_left", "_mute", "_pending_head", "_programs",
+        "_started", "_wall", "body", "id", "record", "request", "responder", "worker",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
+        self.id = _new_id()
+        self.request = request
+        self.worker = worker
+        self.responder: Responder | None = None
+        self.body: Body | None = None
+        self.record = self._new_record(connection, request)
+        self._connection = connection
+        self._started = worker.now()
+        self._begun = False
+        self._ended = False
+        self._mute = False  # the response has no body, whatever is written
+        self._chunked = False
+        self._left: int | None = None  # bytes that Content-Length still promises
+        self._pending_head = b""
+        self._programs = 0  # started and not ended
+
+    def _new_record(self, connection: Connection, request: Request) -> Record:
+        referer = agent = ""
+        for name, value in request.fields:
+            if name == b"user-agent":
+                agent = value.decode("utf-8", "surrogateescape")
+            elif name == b"referer":
+                referer = value.decode("utf-8", "surrogateescape")
+        return Record(
+            time=time.time(),
+            client=connection.client_address,
+            method=request.method.decode("ascii"),
+            target=request.target.decode("ascii"),
+            protocol="HTTP/1.1" if request.version >= (1, 1) else "HTTP/1.0",
+            referer=referer,
+            agent=agent,
+            id=self.id,
+        )
+
+    @property
+    def variables(self) -> dict[bytes, bytes]:
+        """The CGI variables of the connection."""
+        return self._connection.variables
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a status has been decided."""
+        return self._begun
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing more will be sent."""
+        return self._ended
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the client has yet to take what was written."""
+        return self._connection.is_congested and not self._ended
+
+    @property
+    def needs_no_more(self) -> bool:
+        """Whether all that this response may carry has been written."""
+        return self._begun and (self._mute or self._left == 0)
+
+    @property
+    def bytes_missing(self) -> int:
+        """How many bytes the response's Content-Length promises beyond what was written."""
+        return 0 if self._mute else self._left or 0
+
+    def receive_body(self, body: Body) -> None:
+        """Read the request's body into `body`; its `on_complete` follows, at once if the body is here."""
+        self.body = body
+        self._connection.receive_body()
+
+    def body_has_room(self) -> None:
+        """The request's body may be read on."""
+        self._connection.body_has_room()
+
+    def begin(self, status: int, reason: bytes, fields: Fields, length: int | None) -> None:
+        """Begin a response whose body has `length` bytes, or an unknown number for None. Sent with the first bytes."""
+        request = self.request
+        self._begun = True
+        self.record.status = status
+        self._mute = request.method == b"HEAD" or status in (204, 304)
+        persistent = self._connection.may_persist(request)
+        framing = b""
+        if length is not None:
+            if status != 204:
+                framing = b"Content-Length: %d\r\n" % length
+            self._left = length
+        elif not self._mute:
+            if request.version >= (1, 1):
+                self._chunked = True
+                framing = b"Transfer-Encoding: chunked\r\n"
+            else:
+                persistent = False
+        if not persistent:
+            framing += b"Connection: close\r\n"
+        elif request.version < (1, 1):
+            framing += b"Connection: keep-alive\r\n"
+        self._connection.persists = persistent
+        framing += b"X-Request-Id: %s\r\n" % self.id.encode()
+        self._pending_head = encode_head(status, reason, fields, framing)
+
+    def begin_raw(self, status: int) -> None:
+        """Begin a response whose every byte is the program's own (``nph-``); the connection ends with it."""
+        self._begun = True
+        self.record.status = status
+        self._connection.persists = False
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body. What exceeds its length, or has no place in this response, is dropped."""
+        if self._ended:
+            return
+        head, self._pending_head = self._pending_head, b""
+        if self._mute:
+            data = b""
+        elif self._left is not None:
+            if len(data) > self._left:
+                data = data[: self._left]
+            self._left -= len(data)
+        self.record.bytes += len(data)
+        if self._chunked and data:
+            if len(data) <= _SMALL:
+                self._connection.send(b"%s%x\r\n%s\r\n" % (head, len(data), data))
+            else:
+                self._connection.send_pieces([b"%s%x\r\n" % (head, len(data)), data, b"\r\n"])
+        elif head and len(data) > _SMALL:
+            self._connection.send_pieces([head, data])
+        elif head or data:
+            self._connection.send(head + data if head else data)
+
+    def end(self, last: bytes = b"") -> None:
+        """Send `last` and end the response well."""
+        if self._ended:
+            return
+        if self._chunked and self._pending_head and len(last) <= _SMALL:
+            # Nothing was sent: now that the length is known, say it.
+            head = self._pending_head.replace(
+                b"Transfer-Encoding: chunked\r\n", b"Content-Length: %d\r\n" % len(last), 1
+            )
+            self._pending_head = b""
+            self.record.bytes += len(last)
+            self._connection.send(head + last)
+        else:
+            if last or self._pending_head:
+                self.write(last)
+            if self._chunked:
+                self._connection.send(LAST_CHUNK)
+        self._finish()
+
+    def truncate(self, outcome: str) -> None:
+        """End the response short of its end, and let the client see it: no last chunk, the connection closed."""
+        if self._ended:
+            return
+        self.record.outcome = outcome
+        self._pending_head = b""
+        self._connection.persists = False
+        # A request that is on its way must not bring a reset over what the client has yet to read.
+        self._connection.refuse_more()
+        self._finish()
+
+    def respond(self, status: int, fields: Fields, body: bytes) -> None:
+        """Send a complete response."""
+        self.begin(status, b"", fields, len(body))
+        self.write(body)
+        self._finish()
+
+    def fail(self, fault: Fault) -> None:
+        """Answer with an error page, or cut the response off if it has begun. A 5xx is logged with its words."""
+        if self._ended:
+            return
+        if fault.status >= 500:
+            self.worker.error_log.error(f"{fault.status} {fault.words}", self.id)
+        outcome = fault.outcome or ("failed" if fault.status >= 500 else "refused")
+        if self._begun:
+            self.truncate(outcome)
+            return
+        self.record.outcome = outcome
+        if fault.status == 400:
+            self._connection.refuse_more()
+        words = fault.words if self.worker.settings.debug else ""
+        page = pages.error_page(fault.status, REASONS.get(fault.status, b""), self.id, words)
+        fields = list(_HTML)
+        if fault.retry_after:
+            fields.append((b"Retry-After", b"%d" % fault.retry_after))
+        if fault.allow:
+            fields.append((b"Allow", fault.allow.encode()))
+        self.respond(fault.status, fields, page)
+
+    def program_runs(self) -> None:
+        """A program was started for this exchange; its end will be told."""
+        self._programs += 1
+
+    def program_ended(self, pid: int, exit_word: str, cpu: float, memory: int) -> None:
+        """Take what is known of the program; log the record if the response has ended too."""
+        record = self.record
+        if pid:
+            record.pid, record.exit = pid, exit_word
+        record.cpu += cpu
+        record.memory = max(record.memory, memory)
+        self._programs -= 1
+        self._log_if_done()
+
+    def client_gone(self) -> None:
+        """The connection is lost."""
+        if self._ended:
+            return
+        self._ended = True
+        if self.body:
+            self.body.close()
+        if not self.record.outcome or self.record.outcome == "ok":
+            self.record.outcome = "client-gone"
+            self.record.status = 499
+        if self.responder:
+            self.responder.client_gone()
+        self._log_if_done()
+
+    def client_ready(self) -> None:
+        """The client takes bytes again."""
+        if self.responder and not self._ended:
+            self.responder.client_ready()
+
+    def _finish(self) -> None:
+        self._ended = True
+        if self.body:
+            self.body.close()
+        self._log_if_done()
+        self._connection.exchange_ended()
+
+    def _log_if_done(self) -> None:
+        if self._ended and not self._programs and self.record.duration == 0.0:
+            self.record.duration = max(self.worker.now() - self._started, 1e-6)
+            self.worker.access_log.add(self.record)

@@ -1,0 +1,430 @@
+"""Answers a request by a CGI program: a fresh process, its stdout the response (RFC 3875)."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway import diagnosis
+from gateway.body import Body
+from gateway.cgi.locate import locate
+from gateway.cgi.output import BadOutput
+from gateway.cgi.process import is_ending
+from gateway.cgi.stderr import ErrorStream
+from gateway.cgi.variables import Script, mount_variables, request_variables
+from gateway.exchange import Exchange
+from gateway.fault import Fault
+from gateway.relay import Relay
+from gateway.settings import CgiMount
+
+if TYPE_CHECKING:
+    from gateway.worker import Worker
+
+# Read from a program at once: what a pipe holds.
+_PIECE = 64 * 1024
+# Pieces read at the program's end, when what it wrote is in the pipe: something else may go on to write there.
+_LAST_PIECES = 16
+# From the start until the program's pipes are watched, in seconds. Most programs have ended by then, and all that
+# they wrote is read at once, with no wake-up of the loop for it. Those that go on are heard from here on.
+_WATCH_AFTER = 0.003
+# From the end of stdout until the exit status is known: it tells a response from the stump of one. A program that
+# closed its stdout and works on does not hold the client longer.
+_EXIT_GRACE = 0.1
+# From the program's end until a stdout that something else keeps open is given up.
+_STDOUT_GRACE = 0.25
+# Redirects within the server for one request (RFC 3875 leaves the number open; Apache LimitInternalRecursion 10).
+_REDIRECTS = 10
+
+
+class CgiDirectory:
+    """A mounted directory of programs."""
+
+    def __init__(self, worker: Worker, mount: CgiMount) -> None:
+        self.worker = worker
+        self.mount = mount
+        self.directory = os.fsencode(os.path.abspath(mount.directory))
+        self.prefix = mount.prefix.encode()
+        self.variables = mount_variables(self.directory, mount.env)
+
+    def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
+        """Answer by the program that `segments` below the mount lead to."""
+        found = locate(self.directory, self.prefix, segments, is_directory, self.mount.follow_links)
+        if isinstance(found, Fault):
+            if found.status == 403:
+                self.worker.error_log.warning(found.words, exchange.id)
+            exchange.fail(found)
+            return
+        CgiRun(self, exchange, found, redirects).begin()
+
+
+class CgiRun:
+    """One run of one program: everything about it.
+
+    It is done when its stdout has ended and it has been reaped, in any order; the response may be done before that.
+    """
+
+    __slots__ = (
+        "_bad_output", "_body", "_deadline", "_error_stream", "_exchange", "_home", "_listens_stderr", "_pid",
+        "_reads_stdout", "_redirects", "_relay", "_run_id", "_script", "_status", "_stdout", "_timer", "_worker",
+    )  # fmt: skip
+
+    def __init__(self, home: CgiDirectory, exchange: Exchange, script: Script, redirects: int) -> None:
+        self._home = home
+        self._worker = home.worker
+        self._exchange = exchange
+        self._script = script
+        self._redirects = redirects
+        self._relay = Relay(home.worker, exchange, os.path.basename(script.filename).startswith(b"nph-"))
+        self._body: Body | None = None
+        self._run_id = 0
+        self._pid = 0
+        self._status: int | None = None  # the wait status, once it has been reaped
+        self._stdout = -1
+        self._reads_stdout = False
+        self._error_stream: ErrorStream | None = None
+        self._listens_stderr = False
+        self._bad_output = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = math.inf
+
+    def __repr__(self) -> str:
+        state = "waiting" if not self._run_id else f"pid {self._pid}" if self._status is None else "ended"
+        return f"<CgiRun {self._name} {state}>"
+
+    @property
+    def _name(self) -> str:
+        return os.fsdecode(self._script.filename)
+
+    # -- before the start
+
+    def begin(self) -> None:
+        """Receive the request's body, then start."""
+        exchange = self._exchange
+        exchange.responder = self
+        if exchange.request.has_body:
+            self._body = self._worker.new_body(exchange, self._submit, self._body_failed)
+            exchange.receive_body(self._body)
+        else:
+            self._submit()
+
+    def _body_failed(self, error: OSError) -> None:
+        self._exchange.fail(
+            Fault(507, f"the body of the request could not be stored: {error.strerror}; see --temp-dir")
+        )
+
+    def _submit(self) -> None:
+        self._worker.runs.add(self)
+        self._deadline = self._worker.now() + self._worker.settings.timeouts.queue
+        if not self._worker.launcher.submit(self):
+            self._over()
+            self._exchange.fail(Fault(503, "too many requests wait for a program to be started", retry_after=5))
+
+    def launch(self) -> None:
+        """Start the program: its turn has come."""
+        exchange = self._exchange
+        mount = self._home.mount
+        try:
+            reading, to_program = self._make_descriptors()
+        except OSError as error:
+            self._over()
+            exchange.fail(diagnosis.start_failed(self._script.filename, "exec", error.errno or 0))
+            return
+        variables = request_variables(
+            exchange.request,
+            self._script,
+            self._home.variables,
+            exchange.variables,
+            self._body.length if self._body else None,
+            mount.pass_authorization,
+        )
+        self._stdout = reading[0]
+        self._error_stream = ErrorStream(reading[1], self._log_stderr)
+        self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        exchange.program_runs()
+        self._later(_WATCH_AFTER, self._listen_stdout)
+        path = self._script.filename
+        self._run_id = self._worker.launcher.start(
+            self, path, os.path.dirname(path), variables, mount.kill_group, to_program
+        )
+        if self._body:
+            self._body.close()
+
+    def _make_descriptors(self) -> tuple[list[int], list[int]]:
+        """Return our ends of stdout and stderr, and the program's of [stdin,] stdout, stderr. Raise OSError."""
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            if self._body:
+                theirs.append(self._body.descriptor())
+            for _ in range(2):
+                reading, writing = os.pipe()
+                ours.append(reading)
+                theirs.append(writing)
+                os.set_blocking(reading, False)
+        except OSError:
+            for descriptor in ours + theirs:
+                os.close(descriptor)
+            raise
+        return ours, theirs
+
+    # -- what the launcher tells
+
+    def started(self, pid: int) -> None:
+        """It runs for longer than a moment: now its stderr is worth listening to as it comes."""
+        self._pid = pid
+        if self._error_stream and not self._listens_stderr:
+            self._listens_stderr = True
+            self._worker.readiness.watch(self._error_stream.descriptor, self._read_stderr)
+
+    def not_started(self, phase: str, error: int) -> None:
+        """The start failed."""
+        self._give_up(diagnosis.start_failed(self._script.filename, phase, error))
+
+    def pipes(self) -> set[int]:
+        """Return the inodes of the pipes that the program writes to."""
+        ours = [self._stdout] if self._stdout >= 0 else []
+        if self._error_stream:
+            ours.append(self._error_stream.descriptor)
+        return {os.fstat(descriptor).st_ino for descriptor in ours}
+
+    def lost(self) -> None:
+        """The spawner died."""
+        self._give_up(Fault(502, f"{self._name} was lost: the process that starts programs died"))
+
+    def _give_up(self, fault: Fault) -> None:
+        self._close_stdout()
+        self._close_stderr()
+        self._over()
+        self._relay.discard()
+        self._exchange.program_ended(0, "", 0.0, 0)
+        if self._exchange.responder is self:
+            self._exchange.fail(fault)
+
+    def ended(self, pid: int, status: int, cpu: float, memory: int) -> None:
+        """It was reaped."""
+        self._pid = pid
+        self._status = status
+        self._deadline = math.inf
+        self._cancel_timer()
+        self._close_stderr()
+        self._relay.is_last = True
+        self._read_last()
+        if self._stdout >= 0:
+            if not self._relay.is_full:
+                self._listen_stdout()
+            self._later(_STDOUT_GRACE, self._stdout_grace_over)
+        else:
+            self._over()
+        self._exchange.program_ended(pid, diagnosis.exit_word(status), cpu, memory)
+        self._settle()
+
+    # -- the program's output
+
+    def _listen_stdout(self) -> None:
+        if not self._reads_stdout and self._stdout >= 0:
+            self._reads_stdout = True
+            self._worker.readiness.watch(self._stdout, self._read_stdout)
+
+    def _ignore_stdout(self) -> None:
+        if self._reads_stdout:
+            self._reads_stdout = False
+            self._worker.readiness.ignore(self._stdout)
+
+    def _close_stdout(self) -> None:
+        if self._stdout >= 0:
+            if self._reads_stdout:
+                self._reads_stdout = False
+                self._worker.readiness.forget(self._stdout)
+            os.close(self._stdout)
+            self._stdout = -1
+
+    def _read_stdout(self) -> bool:
+        """Take what stdout holds, a piece at most; return whether there may be more."""
+        try:
+            data = os.read(self._stdout, _PIECE)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._close_stdout()
+            if self._status is None:
+                self._deadline = math.inf
+            else:
+                self._over()
+            self._settle()
+            return False
+        if self._status is None and not self._exchange.is_ended:
+            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        try:
+            self._relay.take(data)
+        except BadOutput as bad:
+            self._bad_output = str(bad)
+            self._relay.discard()
+            self._settle()
+        if self._relay.is_full:
+            self._ignore_stdout()
+            self._deadline = math.inf
+        return self._stdout >= 0
+
+    def _read_last(self) -> None:
+        """Take what the program wrote before its end."""
+        for _ in range(_LAST_PIECES):
+            if self._stdout < 0 or self._relay.is_full or not self._read_stdout():
+                break
+
+    def client_ready(self) -> None:
+        """The client takes bytes again."""
+        self._relay.client_ready()
+        if self._stdout >= 0 and not self._reads_stdout and not self._relay.is_full:
+            self._listen_stdout()
+            if self._status is None:
+                self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+            else:
+                self._later(_STDOUT_GRACE, self._stdout_grace_over)
+
+    def _stdout_grace_over(self) -> None:
+        """The program ended a while ago, and something else keeps its stdout open: that is not waited for."""
+        self._read_last()
+        if self._reads_stdout:
+            self._close_stdout()
+            self._over()
+            self._settle()
+
+    # -- the program's stderr
+
+    def _read_stderr(self) -> None:
+        assert self._error_stream
+        if not self._error_stream.read():
+            self._ignore_stderr()  # it was closed; it is looked at once more at the end
+
+    def _ignore_stderr(self) -> None:
+        if self._listens_stderr and self._error_stream:
+            self._listens_stderr = False
+            self._worker.readiness.ignore(self._error_stream.descriptor)
+
+    def _close_stderr(self) -> None:
+        self._ignore_stderr()
+        if self._error_stream:
+            self._error_stream.close()
+
+    def _log_stderr(self, lines: list[str]) -> None:
+        self._worker.error_log.script(lines, os.path.basename(self._name), self._pid, self._exchange.id)
+
+    # -- the end
+
+    def _settle(self, waited: bool = False) -> None:
+        """End the response if its end has come: the output has ended, or is no response, and the exit is known.
+
+        With `waited` the exit is not waited for any longer.
+        """
+        exchange = self._exchange
+        # After a redirect within the server another run answers.
+        if exchange.is_ended or exchange.responder is not self or (self._stdout >= 0 and not self._bad_output):
+            return
+        if self._status is None and not waited:
+            self._later(_EXIT_GRACE, self._exit_grace_over)
+        elif self._bad_output or not self._relay.has_header:
+            why = self._bad_output or "it closed its stdout before the header was complete"
+            ending = diagnosis.Ending(
+                self._script.filename, self._pid, self._status, self._stderr_tail(), self._relay.first_bytes
+            )
+            self._relay.discard()
+            exchange.fail(diagnosis.no_header(ending, why))
+            self._terminate()
+        elif self._relay.redirect:
+            self._redirect_locally(self._relay.redirect.local_redirect or b"")
+        else:
+            killed = self._status is not None and os.WIFSIGNALED(self._status)
+            self._relay.finish(self._explained("its response ends here") if killed else "")
+
+    def _exit_grace_over(self) -> None:
+        """It closed its stdout, or wrote what is no response, a while ago: end without its exit status if it works on.
+
+        While it is not known to run, or it is ending, its end is on the way; only the spawner is behind.
+        """
+        if not self._pid or is_ending(self._pid):
+            self._later(_EXIT_GRACE, self._exit_grace_over)
+        else:
+            self._settle(waited=True)
+
+    def _redirect_locally(self, target: bytes) -> None:
+        exchange = self._exchange
+        self._relay.discard()
+        if self._redirects >= _REDIRECTS:
+            exchange.fail(Fault(502, f"{self._name} redirects within the server for the {_REDIRECTS + 1}th time"))
+            return
+        path, _, query = target.partition(b"?")
+        exchange.responder = None
+        exchange.request = exchange.request.redirected(path, query)
+        self._worker.route(exchange, self._redirects + 1)
+
+    def client_gone(self) -> None:
+        """Nobody wants the response any more."""
+        self._relay.discard()
+        if self._run_id:
+            self._terminate()
+            self._close_stdout()
+            if self._status is not None:
+                self._over()
+        else:
+            self._worker.launcher.withdraw(self)
+            self._over()
+
+    def sweep(self, now: float) -> None:
+        """Act if the deadline has passed; called some times a second."""
+        if now < self._deadline:
+            return
+        self._deadline = math.inf
+        exchange = self._exchange
+        timeouts = self._worker.settings.timeouts
+        if not self._run_id:
+            self._worker.launcher.withdraw(self)
+            self._over()
+            words = f"{self._name} waited {timeouts.queue:g} s for its start: too many programs run (--max-programs)"
+            exchange.fail(Fault(503, words, "timeout", retry_after=5))
+            return
+        silence = self._explained(f"silent for {timeouts.script:g} s (--script-timeout); it is ended")
+        if exchange.is_ended or exchange.responder is not self:
+            words = f"still running {timeouts.script:g} s after its response (--script-timeout); it is ended"
+            self._worker.error_log.warning(self._explained(words), exchange.id)
+        elif exchange.is_begun:
+            self._relay.cut_off(silence, "timeout")
+        else:
+            self._relay.discard()
+            exchange.fail(Fault(504, f"no header: {silence}", "timeout"))
+        self._terminate()
+
+    def forsake(self) -> None:
+        """The server stops now; the spawner ends the program."""
+        if self._run_id:
+            self._exchange.program_ended(self._pid, "", 0.0, 0)
+
+    def _explained(self, why: str) -> str:
+        ending = diagnosis.Ending(self._script.filename, self._pid, self._status, self._stderr_tail())
+        return diagnosis.cut_off(ending, why)
+
+    def _stderr_tail(self) -> str:
+        if not self._error_stream:
+            return ""
+        if self._status is None:
+            self._error_stream.read()
+        return self._error_stream.tail
+
+    def _terminate(self) -> None:
+        if self._status is None and self._run_id:
+            self._worker.launcher.terminate(self._run_id)
+
+    def _over(self) -> None:
+        self._worker.runs.discard(self)
+        self._cancel_timer()
+
+    def _later(self, delay: float, callback: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = self._worker.loop.call_later(delay, callback)
+
+    def _cancel_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,52 @@
+"""Answers ``GET /`` where nothing is mounted there: a page that lists what is."""
+
+from __future__ import annotations
+
+import os
+
+from gateway import pages
+from gateway.exchange import Exchange
+from gateway.fault import Fault
+from gateway.settings import CgiMount
+
+# Names listed of one directory.
+_NAMES = 200
+
+
+class Index:
+    """The page of mounts. It is made anew when a directory has changed."""
+
+    def __init__(self, mounts: tuple[CgiMount, ...]) -> None:
+        self._mounts = mounts
+        self._changed: list[int] = []
+        self._page = b""
+
+    def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
+        """Send the page, if it is what the path leads to."""
+        if segments:
+            exchange.fail(Fault(404, "nothing is mounted there"))
+            return
+        if exchange.request.method not in (b"GET", b"HEAD"):
+            exchange.fail(Fault(405, "the index can only be read", allow="GET, HEAD"))
+            return
+        changed = [_changed(mount.directory) for mount in self._mounts]
+        if changed != self._changed:
+            self._changed = changed
+            self._page = pages.index_page([(mount.prefix, _programs(mount.directory)) for mount in self._mounts])
+        exchange.respond(200, [(b"Content-Type", b"text/html; charset=utf-8")], self._page)
+
+
+def _changed(directory: str) -> int:
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _programs(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            names = [entry.name for entry in entries if entry.is_file() and entry.stat().st_mode & 0o111]
+    except OSError:
+        return []
+    return sorted(name for name in names if not name.startswith("."))[:_NAMES]

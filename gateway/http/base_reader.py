@@ -1,0 +1,130 @@
+"""Requests out of bytes: the reader's interface and what both readers share. Bytes in, events out, no I/O."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+
+from gateway.http.framing import ChunkedBody, LengthBody
+from gateway.http.grammar import FIELDS, REQUEST_LINE, HeadScan
+from gateway.http.limits import Limits
+from gateway.http.message import END, NEED_DATA, Data, Fields, Refused, Request, Signal
+from gateway.http.semantics import interpret
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
+_LINE_ENDS = (b"\r", b"\n")
+
+Event = Request | Data | Refused | Signal
+
+
+class Reader(ABC):
+    """Reads the requests of one connection.
+
+    `receive` stores bytes, `next_event` is pulled: a `Request`, then, if it has a body, `Data` … `END`; `NEED_DATA`
+    when the bytes do not suffice; `Refused` for good when the client broke the protocol.
+    """
+
+    __slots__ = ("_body", "_buffer", "_limits", "_position", "_refused", "_scan")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buffer = b""
+        self._position = 0  # of the first byte that no event has consumed
+        self._scan: HeadScan | None = None
+        self._body: LengthBody | ChunkedBody | None = None
+        self._refused: Refused | None = None
+
+    @abstractmethod
+    def _parse_fields(self, head: bytes, line_end: int) -> Fields | None:
+        """Return the fields of a well-formed `head` whose first line ends at `line_end`; None if it is refused."""
+
+    @property
+    def buffered(self) -> int:
+        """How many received bytes no event has consumed."""
+        return len(self._buffer) - self._position
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of the next request is here."""
+        return len(self._buffer) > self._position
+
+    @property
+    def has_request_line(self) -> bool:
+        """Whether the next request's first line is here while its head is not complete."""
+        return self._scan is not None and self._scan.has_request_line
+
+    def receive(self, data: bytes) -> None:
+        """Store received bytes."""
+        rest = self._buffer[self._position :] if self._position else self._buffer
+        self._buffer = rest + data if rest else data
+        self._position = 0
+
+    def next_event(self) -> Event:
+        """Return the next event; see the class."""
+        if self._refused:
+            return self._refused
+        event: Event
+        if self._body is None:
+            event = self._next_request()
+        else:
+            event, self._position = self._body.next_event(self._buffer, self._position)
+            if event is END:
+                self._body = None
+        if isinstance(event, Refused):
+            self._refused = event
+            self._buffer, self._position = b"", 0
+        elif self._position == len(self._buffer):
+            self._buffer, self._position = b"", 0  # an idle connection keeps nothing
+        return event
+
+    def _next_request(self) -> Event:
+        buffer, begin = self._buffer, self._position
+        if buffer[begin : begin + 1] in _LINE_ENDS and self._scan is None:
+            begin = self._position = _end_of_empty_lines(buffer, begin)
+            if buffer[begin:] == b"\r":
+                return NEED_DATA
+        if begin == len(buffer):
+            return NEED_DATA
+        limits = self._limits
+        end = buffer.find(b"\r\n\r\n", begin, begin + limits.head) + 4
+        if end >= 4:
+            line = REQUEST_LINE.match(buffer, begin)
+            if (
+                line
+                and line.end() - begin <= limits.request_line
+                and buffer.count(b"\n", begin, end) <= limits.fields + 2
+                and FIELDS.match(buffer, line.end())
+            ):
+                self._scan = None
+                self._position = end
+                method, target, major, minor = line.groups()
+                head = buffer[begin:end]
+                return self._begin(method, target, (int(major), int(minor)), head, line.end() - begin)
+        # Incomplete, or with something wrong: looked at line by line.
+        if begin:
+            self._buffer, self._position = buffer[begin:], 0
+        if self._scan is None:
+            self._scan = HeadScan(limits)
+        return self._scan.verdict(self._buffer) or NEED_DATA
+
+    def _begin(
+        self, method: bytes, target: bytes, version: tuple[int, int], head: bytes, line_end: int
+    ) -> Request | Refused:
+        request = interpret(method, target, version, head, self._limits)
+        if isinstance(request, Refused):
+            return request
+        fields = self._parse_fields(head, line_end)
+        if fields is None:
+            return Refused(400, "malformed request")
+        request.fields = fields
+        if request.chunked:
+            self._body = ChunkedBody(self._limits)
+        elif request.content_length:
+            self._body = LengthBody(request.content_length)
+        return request
+
+
+def _end_of_empty_lines(buffer: bytes, position: int) -> int:
+    """Return where the empty lines that may precede a request line end (RFC 9112 section 2.2)."""
+    match = _EMPTY_LINES.match(buffer, position)
+    return match.end() if match else position

@@ -1,0 +1,71 @@
+"""What the server is told to do: typed, frozen, complete before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fcgi_pool.listener import Address
+from gateway.http.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Every wait has its own bound, in seconds. Passing it names the culprit.
+
+    Precedents: nginx client_header_timeout, client_body_timeout, send_timeout and fastcgi_read_timeout 60 s,
+    keepalive_timeout 75 s; Apache RequestReadTimeout 20 to 40 s for the head, Timeout 60 s.
+    """
+
+    header: float = 20.0  # client: the whole head of a request
+    body: float = 60.0  # client: a stall between two pieces of a body
+    send: float = 60.0  # client: takes nothing of what is sent
+    keepalive: float = 75.0  # client: idle between two requests
+    script: float = 60.0  # program: silence, before its header and in its body
+    kill: float = 3.0  # program: from TERM to KILL
+    queue: float = 30.0  # server: a request waits for a place to start its program
+    stop: float = 30.0  # server: the drain at QUIT
+    handshake: float = 20.0  # client: the TLS handshake
+
+
+@dataclass(frozen=True, slots=True)
+class CgiMount:
+    """A directory of CGI programs served below `prefix`, which begins and ends with a slash."""
+
+    prefix: str
+    directory: str
+    env: tuple[tuple[str, str], ...] = ()
+    follow_links: bool = True
+    pass_authorization: bool = True
+    kill_group: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files of the server's certificate chain and private key, PEM."""
+
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the processes of one server need to know."""
+
+    listen: tuple[Address, ...]
+    mounts: tuple[CgiMount, ...]
+    workers: int = 1
+    http: str = "auto"
+    loop: str = "auto"
+    debug: bool = False
+    access_log: str = "-"
+    error_log: str = "-"
+    log_format: str = "combined"
+    pid_file: str = ""
+    temp_dir: str = ""
+    tls: Tls | None = None
+    # Programs at once in one worker; more wait in line. Apache's MaxRequestWorkers is 400 for all of the server.
+    max_programs: int = 256
+    # Requests that wait for a place; one more is answered 503 at once.
+    max_waiting: int = 4096
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,332 @@
+"""A front worker: one event loop that accepts connections, routes their requests and watches their deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import resource
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.access_log import AccessLog
+from gateway.body import Body, start_disk_thread
+from gateway.cgi.launcher import Launcher
+from gateway.cgi.roll import Roll
+from gateway.connection import Connection, refused_record
+from gateway.error_log import ErrorLog
+from gateway.exchange import Exchange, renew_ids
+from gateway.fault import Fault
+from gateway.handlers.cgi import CgiDirectory
+from gateway.handlers.index import Index
+from gateway.http.base_reader import Reader
+from gateway.http.message import Refused
+from gateway.http.reader import reader_class
+from gateway.http.response import METHODS
+from gateway.readiness import Readiness
+from gateway.routing import BadPath, Router
+from gateway.settings import Settings
+from gateway.tls import server_context
+
+# Deadlines are looked at so often, in seconds: one timer a worker instead of one a connection.
+_SWEEP = 0.25
+# Gathered lines of the access log are written so often, in seconds.
+_LOG_FLUSH = 0.1
+# After an accept failed for want of descriptors or memory, in seconds.
+_ACCEPT_PAUSE = 0.5
+# Descriptors kept for the process itself: its listeners, logs, loop, threads.
+_OWN_DESCRIPTORS = 32
+# Of one program at its start: both ends of two pipes, its body twice.
+_PROGRAM_DESCRIPTORS = 6
+
+# Objects made before the collector looks: a request makes some hundred, and hardly any are in cycles.
+_GC_THRESHOLD = 20_000
+
+_SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+
+# What the master says on the control channel; the channel's end means that the master is gone.
+STOP, DRAIN, REOPEN, SPAWNER = b"t", b"q", b"u", b"s"
+
+
+class Run(Protocol):
+    """Something with a deadline."""
+
+    def sweep(self, now: float) -> None:
+        """Act if the deadline has passed."""
+
+    def forsake(self) -> None:
+        """The server stops now: log what is known."""
+
+
+class Handler(Protocol):
+    """One way to answer requests."""
+
+    def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
+        """Answer `exchange`, whose path has `segments` below the handler's prefix."""
+
+
+class Worker:
+    """Serves `listeners` until the master says otherwise on `control`."""
+
+    def __init__(
+        self, settings: Settings, listeners: list[socket.socket], control: socket.socket, roll: Roll
+    ) -> None:
+        self.settings = settings
+        self.loop = _new_loop(settings.loop)
+        self.now: Callable[[], float] = time.monotonic
+        self.error_log = ErrorLog(settings.error_log)
+        self.access_log = AccessLog(settings.access_log, settings.log_format)
+        self.connections: set[Connection] = set()
+        self.runs: set[Run] = set()
+        self.is_draining = False
+        places, self._capacity = _capacity(settings.max_programs)
+        self.readiness = Readiness(self.loop)
+        self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
+        self._reader_class = reader_class(settings.http)
+        self._listeners = listeners
+        self._control = control
+        self._accepting = False
+        self._adopting: set[asyncio.Task[None]] = set()
+        self._said_scarce = 0.0
+        self._tls = server_context(settings.tls) if settings.tls else None
+        routes: dict[str, Handler] = {"/": Index(settings.mounts)}
+        for mount in settings.mounts:
+            routes[mount.prefix] = CgiDirectory(self, mount)
+        self._router = Router(routes.items())
+
+    def run(self) -> None:
+        """Serve."""
+        asyncio.set_event_loop(self.loop)
+        self.loop.set_exception_handler(self._unexpected)
+        self._control.setblocking(False)
+        self.loop.add_reader(self._control.fileno(), self._take_control)
+        self.loop.call_later(_SWEEP, self._sweep)
+        if not self.access_log.is_off:
+            self.loop.call_later(_LOG_FLUSH, self._flush_log)
+        # What exists now lives as long as the process; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD, 20, 20)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.access_log.flush()
+
+    # -- connections
+
+    def new_reader(self) -> Reader:
+        """Return a reader for a new connection."""
+        return self._reader_class(self.settings.limits)
+
+    def _listen(self) -> None:
+        if self._accepting or self.is_draining or len(self.connections) >= self._capacity:
+            return
+        self._accepting = True
+        for listener in self._listeners:
+            self.loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _stop_listening(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self.loop.remove_reader(listener.fileno())
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept one connection: what else waits is shared with the other workers."""
+        try:
+            accepted, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno not in _SCARCE:
+                raise
+            if self.now() - self._said_scarce > 10:
+                self._said_scarce = self.now()
+                self.error_log.warning(f"connections wait to be accepted: {error.strerror}")
+            self._stop_listening()
+            self.loop.call_later(_ACCEPT_PAUSE, self._listen)
+            return
+        accepted.setblocking(False)
+        task = self.loop.create_task(self._adopt(accepted))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+        # Those on their way in hold descriptors too.
+        if len(self.connections) + len(self._adopting) >= self._capacity:
+            self._stop_listening()
+
+    async def _adopt(self, accepted: socket.socket) -> None:
+        try:
+            if self._tls:
+                await self.loop.connect_accepted_socket(
+                    lambda: Connection(self),
+                    accepted,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=self.settings.timeouts.handshake,
+                )
+            else:
+                await self.loop.connect_accepted_socket(lambda: Connection(self), accepted)
+        except (OSError, ssl.SSLError):
+            accepted.close()
+            self._room_for_connections()
+
+    def connection_lost(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        if self.is_draining:
+            self._leave_if_done()
+        else:
+            self._room_for_connections()
+
+    def _room_for_connections(self) -> None:
+        if not self._accepting:
+            self._listen()
+
+    # -- requests
+
+    def answer(self, exchange: Exchange) -> None:
+        """Answer a request of a client."""
+        method = exchange.request.method
+        if method == b"TRACE":
+            exchange.fail(Fault(405, "TRACE is not allowed", allow=METHODS))
+        elif exchange.request.path == b"*":
+            exchange.respond(200, [(b"Allow", METHODS.encode())], b"")
+        else:
+            self.route(exchange, 0)
+
+    def route(self, exchange: Exchange, redirects: int) -> None:
+        """Hand `exchange` to what its path leads to, after so many redirects within the server."""
+        try:
+            match = self._router.match(exchange.request.path)
+        except BadPath as bad:
+            exchange.fail(Fault(400, str(bad)))
+            return
+        if match:
+            match.target.answer(exchange, match.rest, match.is_directory, redirects)
+        else:
+            exchange.fail(Fault(404, "nothing is mounted there"))
+
+    def new_body(
+        self, exchange: Exchange, on_complete: Callable[[], None], on_error: Callable[[OSError], None]
+    ) -> Body:
+        """Return what stores the body of `exchange`."""
+        return Body(self.loop, self.settings.temp_dir, on_complete, on_error, exchange.body_has_room)
+
+    def log_refused(self, client: str, refused: Refused, size: int, outcome: str) -> None:
+        """Log what was no request."""
+        self.access_log.add(refused_record(client, refused, size, outcome, time.time()))
+        if self.settings.debug:
+            self.error_log.notice(f"{client} was refused with {refused.status}: {refused.reason}")
+
+    # -- time
+
+    def _sweep(self) -> None:
+        self.loop.call_later(_SWEEP, self._sweep)
+        now = self.now()
+        for connection in [*self.connections]:
+            connection.sweep(now)
+        for run in [*self.runs]:
+            run.sweep(now)
+        if self.is_draining:
+            self._leave_if_done()
+
+    def _flush_log(self) -> None:
+        self.loop.call_later(_LOG_FLUSH, self._flush_log)
+        self.access_log.flush()
+
+    # -- the master's word
+
+    def _take_control(self) -> None:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._control, 16, 1, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            message, descriptors = b"", []
+        if message == SPAWNER and descriptors:
+            self.launcher.connect(socket.socket(fileno=descriptors[0]))
+            self._listen()
+        elif message == REOPEN:
+            self.error_log.reopen()
+            self.access_log.reopen()
+        elif message == DRAIN:
+            self._drain()
+        elif message in (STOP, b""):
+            self._stop()
+
+    def _drain(self) -> None:
+        self.is_draining = True
+        self._stop_listening()
+        for listener in self._listeners:
+            listener.close()
+        for connection in [*self.connections]:
+            connection.drain()
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if not self.connections and not self._adopting and self.launcher.is_idle:
+            self.loop.stop()
+
+    def _stop(self) -> None:
+        self._stop_listening()
+        for connection in [*self.connections]:
+            connection.shut()
+        # One turn of the loop, in which the connections' ends are told.
+        self.loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        for run in [*self.runs]:
+            run.forsake()
+        self.loop.stop()
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """A fault of ours: logged whole, and only what it happened to is lost."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return  # a client that vanished in mid-handshake or mid-write
+        self.error_log.unexpected(str(context.get("message", "")), error if isinstance(error, BaseException) else None)
+        protocol = context.get("protocol")
+        if isinstance(protocol, Connection):
+            protocol.shut()
+
+
+def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
+    if kind in ("auto", "uvloop"):
+        try:
+            import uvloop  # noqa: PLC0415
+
+            return uvloop.new_event_loop()
+        except ImportError:
+            if kind == "uvloop":
+                raise
+    return asyncio.new_event_loop()
+
+
+def _capacity(max_programs: int) -> tuple[int, int]:
+    """Return how many programs and how many connections this process has descriptors for.
+
+    What an accepted request will need is thus reserved before it is accepted. The soft limit is raised to the hard
+    one; programs are started by another process and keep the soft limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    free = max(hard - _OWN_DESCRIPTORS, 16) if hard != resource.RLIM_INFINITY else 1_000_000
+    programs = max(1, min(max_programs, free // (2 * _PROGRAM_DESCRIPTORS)))
+    return programs, max(1, free - programs * _PROGRAM_DESCRIPTORS)
+
+
+def run_worker(settings: Settings, listeners: list[socket.socket], control: socket.socket, roll: Roll) -> None:
+    """Be a front worker, in a process of its own."""
+    renew_ids()
+    # The terminal's INT and QUIT go to the whole group; what they mean is the master's to say.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.umask(0o077)
+    start_disk_thread()
+    Worker(settings, listeners, control, roll).run()
