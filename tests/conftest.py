@@ -1,0 +1,44 @@
+"""Fixtures: servers that are stopped and checked for what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.support import Server, start_server
+
+# How long a case takes says more about the machine than about the code.
+settings.register_profile("gateway", deadline=None)
+settings.load_profile("gateway")
+
+
+@pytest.fixture
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start a real server: ``serve("--debug", cgi_dir=PATH)``.
+
+    At the test's end it must be idle again, with no program, zombie, descriptor or temporary file left, and must stop
+    well on TERM, with no process left.
+    """
+    servers: list[Server] = []
+
+    def start(*options: str, **arguments: object) -> Server:
+        temp_dir = arguments.pop("temp_dir", None) or tmp_path_factory.mktemp("spool")
+        assert isinstance(temp_dir, Path)
+        server = start_server(*options, temp_dir=temp_dir, **arguments)  # type: ignore[arg-type]
+        servers.append(server)
+        return server
+
+    yield start
+    failures = []
+    for server in servers:
+        try:
+            server.finish()
+        except BaseException as failure:
+            failures.append(failure)
+            server.process.kill()
+            server.process.wait()
+    if failures:
+        raise failures[0]
