@@ -1,0 +1,1 @@
+"""Benchmarks against the servers that people run CGI programs with today; see README.rst beside this file."""
