@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import resource
 import select
 import socket
 import struct
+import termios
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -29,6 +31,15 @@ class Gate:
     def open(self) -> None:
         """Let one reader go, now or when it comes."""
         os.write(self._descriptor, b"\n")
+
+    def wait_until_passed(self) -> None:
+        """Wait until all that were let go have passed: who comes when the gate is away waits for ever."""
+
+        def left() -> str:
+            count = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))[0]
+            return f"{count} were let go and did not pass {self.path}" if count else ""
+
+        support.wait_until(left)
 
     def close(self) -> None:
         """Take the gate away."""

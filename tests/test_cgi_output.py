@@ -115,6 +115,7 @@ def server(shared):
 def gate(tmp_path):
     gate = misbehaviour.Gate(tmp_path / "gate")
     yield gate
+    gate.wait_until_passed()
     gate.close()
 
 
