@@ -5,46 +5,81 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from gateway.http.message import Request
 from gateway.log_file import LogFile, escape
 
 
-@dataclass(slots=True)
 class Record:
     """What is known of one request when everything about it has ended.
 
-    Times in seconds, sizes in bytes; `memory` is the program's peak resident size, 0 where
-    it is not known. `exit` is the program's exit
-    status, or its signal's name.
+    `request` is None for what was no request. Times in seconds, sizes in bytes; `memory` is the program's peak resident
+    size, 0 where it is not known. `exit` is its exit status, or its signal's name, or the appStatus of FastCGI.
     """
 
-    time: float
-    client: str
-    method: str
-    target: str
-    protocol: str
-    referer: str
-    agent: str
-    id: str
-    status: int = 0
-    bytes: int = 0
-    user: str = ""
-    duration: float = 0.0
-    pid: int = 0
-    cpu: float = 0.0
-    memory: int = 0
-    exit: str = ""
-    outcome: str = "ok"
+    __slots__ = (
+        "bytes", "client", "cpu", "duration", "exit", "id", "memory", "outcome", "pid", "request", "status", "time",
+        "user",
+    )  # fmt: skip
+
+    def __init__(self, client: str, request: Request | None, request_id: str) -> None:
+        self.time = time.time()
+        self.client = client
+        self.request = request
+        self.id = request_id
+        self.status = 0
+        self.bytes = 0
+        self.user = ""
+        self.duration = 0.0
+        self.pid = 0
+        self.cpu = 0.0
+        self.memory = 0
+        self.exit = ""
+        self.outcome = "ok"
+
+    @property
+    def line(self) -> tuple[str, str, str]:
+        """Method, target and protocol."""
+        request = self.request
+        if request is None:
+            return "-", "-", "-"
+        protocol = "HTTP/1.1" if request.version >= (1, 1) else "HTTP/1.0"
+        return request.method.decode("ascii"), request.target.decode("ascii"), protocol
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Referer and User-Agent."""
+        request = self.request
+        if request is None:
+            return "", ""
+        known = request.notes.get("origin")
+        if known is None:
+            known = request.notes["origin"] = _origin(request)
+        assert isinstance(known, tuple)
+        return known
+
+
+def _origin(request: Request) -> tuple[str, str]:
+    referer = agent = ""
+    for name, value in request.fields:
+        if name == b"user-agent":
+            agent = value.decode("utf-8", "surrogateescape")
+        elif name == b"referer":
+            referer = value.decode("utf-8", "surrogateescape")
+    return referer, agent
+
+
+# Records that gather before they are written, at most. Formatted one after the other they cost less each.
+_BATCH = 64
 
 
 class AccessLog:
-    """Formats records and writes them in batches: lines gather until `flush`."""
+    """Formats records and writes them in batches: they gather until `flush`, or until there are many."""
 
     def __init__(self, path: str, log_format: str, standard: int = 1) -> None:
         """Open the log; raise OSError. `log_format` is ``combined`` or ``json``."""
         self._file = LogFile(path, standard)
-        self._lines: list[str] = []
+        self._records: list[Record] = []
         self._second = 0
         self._stamp = ""
         self._format: Callable[[Record], str]
@@ -63,13 +98,15 @@ class AccessLog:
     def add(self, record: Record) -> None:
         """Take one record."""
         if not self._file.is_off:
-            self._lines.append(self._format(record))
+            self._records.append(record)
+            if len(self._records) >= _BATCH:
+                self.flush()
 
     def flush(self) -> None:
         """Write what has gathered."""
-        if self._lines:
-            text = "".join(self._lines)
-            self._lines.clear()
+        if self._records:
+            text = "".join(map(self._format, self._records))
+            self._records.clear()
             self._file.write(text)
 
     def reopen(self) -> None:
@@ -89,13 +126,14 @@ class AccessLog:
         program = (
             f"pid={record.pid} cpu={record.cpu:.4f} mem={memory} exit={record.exit or '-'}"
             if record.pid
-            else "pid=- cpu=- mem=- exit=-"
+            else f"pid=- cpu=- mem=- exit={record.exit or '-'}"
         )
+        method, target, protocol = record.line
+        referer, agent = record.origin
         return (
-            f"{record.client} - {escape(record.user) or '-'} [{stamp}] "
-            f'"{escape(record.method)} {escape(record.target)} {record.protocol}" '
-            f'{record.status} {record.bytes or "-"} '
-            f'"{escape(record.referer) or "-"}" "{escape(record.agent) or "-"}" '
+            f"{record.client} - {escape(record.user) if record.user else '-'} [{stamp}] "
+            f'"{escape(method)} {escape(target)} {protocol}" {record.status} {record.bytes or "-"} '
+            f'"{escape(referer) or "-"}" "{escape(agent) or "-"}" '
             f"id={record.id} time={record.duration:.4f} {program} outcome={record.outcome}\n"
         )
 
@@ -108,10 +146,11 @@ class AccessLog:
             else " " * 38
         )
         outcome = "" if record.outcome == "ok" else f"  \x1b[31m{record.outcome}\x1b[0m"
+        method, target, _ = record.line
         failed = f"  exit {record.exit}" if record.exit not in ("", "0") else ""
         return (
             f"\x1b[2m{stamp}\x1b[0m \x1b[{colour}m{record.status}\x1b[0m {record.duration * 1000:9.1f} ms "
-            f"{_size(record.bytes):>8}  {program}  {escape(record.method):<5} {escape(record.target)}{outcome}{failed}"
+            f"{_size(record.bytes):>8}  {program}  {escape(method):<5} {escape(target)}{outcome}{failed}"
             f"  \x1b[2m{record.id}\x1b[0m\n"
         )
 
@@ -128,6 +167,8 @@ def _size(count: float) -> str:
 
 def _as_json(record: Record) -> str:
     program = record.pid != 0
+    method, target, protocol = record.line
+    referer, agent = record.origin
     return (
         json.dumps(
             {
@@ -135,13 +176,13 @@ def _as_json(record: Record) -> str:
                 + f".{int(record.time * 1000) % 1000:03d}Z",
                 "client": record.client,
                 "user": record.user or None,
-                "method": record.method,
-                "target": record.target,
-                "protocol": record.protocol,
+                "method": method,
+                "target": target,
+                "protocol": protocol,
                 "status": record.status,
                 "bytes": record.bytes,
-                "referer": record.referer or None,
-                "agent": record.agent or None,
+                "referer": referer or None,
+                "agent": agent or None,
                 "id": record.id,
                 "duration": round(record.duration, 6),
                 "pid": record.pid or None,

@@ -102,6 +102,14 @@ class Body:
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
 
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes of the complete body from `offset`; b"" at its end. Raise OSError."""
+        if self._file:
+            return os.pread(self._file.fileno(), size, offset)
+        if len(self._parts) > 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0][offset : offset + size] if self._parts else b""
+
     def close(self) -> None:
         """Give up what is held. A write under way still ends, in its thread."""
         self._parts.clear()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from gateway.diagnosis import interpreter_trouble
-from gateway.settings import CgiMount, Settings
+from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount
 
 
 def report(settings: Settings) -> int:
@@ -13,7 +14,14 @@ def report(settings: Settings) -> int:
     for address in settings.listen:
         print(f"listen   {address}")
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
-    troubles = sum(_report_mount(mount) for mount in settings.mounts)
+    for pool in settings.pools:
+        print(f"pool     {pool.server.name}: {pool.server.connections} × {shlex.join(pool.command)}")
+    for mount in settings.mounts:
+        if isinstance(mount, FastCgiMount):
+            print(f"fastcgi  {mount.prefix} -> {mount.server.address}")
+        elif isinstance(mount, SiteMount):
+            print(f"site     {mount.prefix} -> {mount.directory}, {' '.join(mount.extensions)} by a pool")
+    troubles = sum(_report_mount(mount) for mount in settings.mounts if isinstance(mount, CgiMount))
     print(f"{troubles} of the programs would fail" if troubles else "all well")
     return 1 if troubles else 0
 

@@ -6,8 +6,11 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
@@ -15,11 +18,13 @@ from fcgi_pool.listener import Address, AddressError, unlink_socket
 from gateway import __version__
 from gateway.check import report
 from gateway.error_log import ErrorLog
+from gateway.fastcgi.backend import resolve
+from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
 from gateway.log_file import LogFile
 from gateway.master import Master
-from gateway.settings import CgiMount, Settings, Timeouts, Tls
+from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Pool, Settings, SiteMount, Timeouts, Tls
 from gateway.tls import TlsError, server_context
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
@@ -53,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"gateway {__version__}")
     add("--cgi-dir", action="append", default=[], metavar="[PREFIX=]DIR",
         help=f"serve the programs in DIR below PREFIX (default {_DEFAULT_PREFIX}); repeatable")  # fmt: skip
+    add("--fastcgi", action="append", default=[], metavar="PREFIX=ADDRESS",
+        help="serve below PREFIX by the FastCGI server at unix:PATH or tcp:HOST:PORT; repeatable")  # fmt: skip
+    add("--pool", action="append", default=[], metavar="PREFIX=COMMAND",
+        help="the same, and start COMMAND, any FastCGI program, as a pool of processes; repeatable")  # fmt: skip
+    add("--php", action="append", default=[], metavar="[PREFIX=]DIR",
+        help="serve a PHP site: *.php in DIR by a pool of php-cgi, other files as they are; repeatable")  # fmt: skip
     add("--listen", action="append", default=[], metavar="ADDRESS",
         help=f"HOST:PORT, [::1]:PORT or unix:PATH; repeatable (default {_DEFAULT_LISTEN})")  # fmt: skip
     add("--workers", metavar="N", default="", help="front workers (default: number of CPUs)")
@@ -62,11 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--env", action="append", default=[], metavar="NAME[=VALUE]",
         help="give every program this variable; without VALUE, the server's own")  # fmt: skip
     add("--script-timeout", metavar="SECONDS", help="longest silence of a program (default 60)")
+    add("--queue-timeout", metavar="SECONDS", help="longest wait for a place to be served in (default 30)")
     add("--kill-timeout", metavar="SECONDS", help="from TERM to KILL for a program that is ended (default 3)")
     add("--max-programs", metavar="N", default="256", help="programs at once, per worker (default 256); more wait")
     add("--kill-group", action="store_true", help="when a program ends, end what it left in its process group")
     add("--follow-links", action=argparse.BooleanOptionalAction, default=True,
         help="follow symbolic links below a directory of programs (default: yes)")  # fmt: skip
+    add("--php-server", metavar="ADDRESS", default="",
+        help="run the *.php of --php by the server at ADDRESS, php-fpm say, and not by a pool of our own")  # fmt: skip
+    add("--children", metavar="N", help="processes of each pool (default: two for each CPU, at least 4)")
+    add("--connections", metavar="N",
+        help="connections that such a server can serve at once (default: not known, one a request)")  # fmt: skip
     group = parser.add_argument_group("clients")
     add = group.add_argument
     add("--max-body", metavar="SIZE", default="2G", help="largest body of a request, as 512K, 16M, 2G (default 2G)")
@@ -97,24 +114,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _keep_descriptors()
     try:
         options = _parser().parse_args(arguments)
-        settings = read_settings(options)
         if options.check:
-            return report(settings)
-        return _serve(settings)
+            return report(read_settings(options))
+        if not (options.pool or options.php):
+            return _serve(read_settings(options))
+        with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
+            return _serve(read_settings(options, sockets))
     except UsageError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
 
 
-def read_settings(options: argparse.Namespace) -> Settings:
-    """Return the settings that `options` stand for; raise UsageError."""
-    if not options.cgi_dir:
+def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
+    """Return the settings that `options` stand for; raise UsageError. Pools listen in the directory `sockets`."""
+    if not (options.cgi_dir or options.fastcgi or options.pool or options.php):
         raise UsageError("--cgi-dir is missing: nothing would be served; write, say, --cgi-dir cgi-bin")
     env = tuple(_variable(text) for text in options.env)
     if sum(len(os.fsencode(name + value)) for name, value in env) > _ENV_LIMIT:
         raise UsageError(f"--env: all of them together are over {_ENV_LIMIT} bytes; put large values into a file")
-    mounts = [_mount(text, env, options) for text in options.cgi_dir]
-    _refuse_duplicates("--cgi-dir", [mount.prefix for mount in mounts])
+    mounts: list[Mount] = [_mount(text, env, options) for text in options.cgi_dir]
+    mounts += [_fastcgi(text, env, options) for text in options.fastcgi]
+    pools: list[Pool] = []
+    for text in options.pool:
+        mounts.append(_pool(text, env, options, sockets, pools))
+    for text in options.php:
+        mounts.append(_php(text, env, options, sockets, pools))
+    for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --fastcgi, --pool and --php", object)):
+        _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     listen = [_address(text) for text in options.listen or [_DEFAULT_LISTEN]]
     _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])
     for option in ("http", "loop"):
@@ -124,6 +150,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
     return Settings(
         listen=tuple(listen),
         mounts=tuple(mounts),
+        pools=tuple(pools),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
         http=options.http,
         loop=options.loop,
@@ -188,23 +215,102 @@ def _opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
 
 
 def _mount(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace) -> CgiMount:
+    prefix, directory = _prefix_and_directory("--cgi-dir", text, _DEFAULT_PREFIX)
+    return CgiMount(prefix, directory, env, follow_links=options.follow_links, kill_group=options.kill_group)
+
+
+def _prefix_and_directory(option: str, text: str, default_prefix: str) -> tuple[str, str]:
     prefix, equals, directory = text.partition("=")
     if not equals or not prefix.startswith("/"):
-        prefix, directory = _DEFAULT_PREFIX, text
+        prefix, directory = default_prefix, text
+    prefix = _prefix(option, text, prefix, f"{default_prefix}=DIR")
+    if not os.path.isdir(directory):
+        what = "is not a directory" if os.path.exists(directory) else "does not exist"
+        raise UsageError(f"{option} {text}: the directory {directory!r} {what}; create it, or name another")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise UsageError(f"{option} {text}: the directory {directory!r} cannot be read by this user: chmod +rx")
+    return prefix, os.path.abspath(directory)
+
+
+def _prefix(option: str, text: str, prefix: str, example: str) -> str:
     if not prefix.endswith("/"):
         prefix += "/"
     segments = prefix.split("/")
     is_path = _PREFIX.fullmatch(prefix) and prefix.isprintable()
     if not is_path or "." in segments or ".." in segments or "//" in prefix:
-        raise UsageError(f"--cgi-dir {text}: {prefix!r} is no prefix of a path; write, say, /cgi-bin/=DIR")
-    if not os.path.isdir(directory):
-        what = "is not a directory" if os.path.exists(directory) else "does not exist"
-        raise UsageError(f"--cgi-dir {text}: the directory {directory!r} {what}; create it, or name another")
-    if not os.access(directory, os.R_OK | os.X_OK):
-        raise UsageError(f"--cgi-dir {text}: the directory {directory!r} cannot be read by this user: chmod +rx")
-    return CgiMount(
-        prefix, os.path.abspath(directory), env, follow_links=options.follow_links, kill_group=options.kill_group
-    )
+        raise UsageError(f"{option} {text}: {prefix!r} is no prefix of a path; write, say, {example}")
+    return prefix
+
+
+def _fastcgi(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace) -> FastCgiMount:
+    prefix, _, target = text.partition("=")
+    prefix = _prefix("--fastcgi", text, prefix, "/app/=unix:/run/app.sock")
+    return FastCgiMount(prefix, _server("--fastcgi", text, prefix, target, options), env)
+
+
+def _server(option: str, text: str, name: str, target: str, options: argparse.Namespace) -> FastCgiServer:
+    if not target.startswith(("unix:", "tcp:")):
+        raise UsageError(f"{option} {text}: {target!r} is no address; write unix:PATH or tcp:HOST:PORT")
+    try:
+        address = Address.parse(target.removeprefix("tcp:"))
+        resolve(address)
+    except AddressError as error:
+        raise UsageError(f"{option} {text}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{option} {text}: the host is not known ({error.strerror}); write an address") from None
+    connections = _count("--connections", options.connections) if options.connections else 0
+    if connections > MOST:
+        raise UsageError(f"--connections {connections}: more than {MOST} to one server; write fewer")
+    return FastCgiServer(name, address, connections)
+
+
+def _pool(
+    text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace, sockets: str, pools: list[Pool]
+) -> FastCgiMount:
+    """Return the mount, and add its pool to `pools`."""
+    prefix, _, command = text.partition("=")
+    prefix = _prefix("--pool", text, prefix, "/app/='COMMAND ARGUMENT'")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--pool {text}: {error}; write the command as for a shell, quotes in pairs") from None
+    if not words:
+        raise UsageError(f"--pool {text}: the command is missing; write, say, /app/='COMMAND ARGUMENT'")
+    return FastCgiMount(prefix, _managed(f"--pool {text}", prefix, words, env, options, sockets, pools), env)
+
+
+def _php(
+    text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace, sockets: str, pools: list[Pool]
+) -> SiteMount:
+    """Return the mount, and add its pool to `pools`, if it has one of its own."""
+    prefix, directory = _prefix_and_directory("--php", text, "/")
+    if options.php_server:
+        server = _server("--php-server", options.php_server, prefix, options.php_server, options)
+    else:
+        server = _managed(f"--php {text}", prefix, ["php-cgi"], env, options, sockets, pools)
+    return SiteMount(prefix, directory, server, env=env, follow_links=options.follow_links)
+
+
+def _managed(
+    option: str,
+    prefix: str,
+    command: list[str],
+    env: tuple[tuple[str, str], ...],
+    options: argparse.Namespace,
+    sockets: str,
+    pools: list[Pool],
+) -> FastCgiServer:
+    program = shutil.which(command[0])
+    if not program:
+        raise UsageError(f"{option}: the program {command[0]!r} is not found; install it, or give its path")
+    children = _count("--children", options.children or str(max(2 * len(os.sched_getaffinity(0)), 4)))
+    if children > MOST:
+        raise UsageError(f"--children {children}: more than {MOST} processes of one pool; write fewer")
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", prefix.strip("/"))[:32] or "root"
+    address = Address(path=os.path.join(sockets, f"{len(pools)}-{name}.sock"))
+    server = FastCgiServer(name, address, children)
+    pools.append(Pool(server, (os.path.abspath(program), *command[1:]), env))
+    return server
 
 
 def _refuse_duplicates(option: str, values: list[str]) -> None:
@@ -256,7 +362,7 @@ def _size(option: str, text: str) -> int:
 
 def _timeouts(options: argparse.Namespace) -> Timeouts:
     given = {}
-    for name in ("header", "body", "send", "keepalive", "script", "kill", "stop"):
+    for name in ("header", "body", "send", "keepalive", "script", "queue", "kill", "stop"):
         text = getattr(options, f"{name}_timeout")
         if text is None:
             continue

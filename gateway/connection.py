@@ -14,7 +14,7 @@ from gateway.cgi.variables import connection_variables
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.message import END, Data, Refused, Request
-from gateway.http.response import CONTINUE, METHODS, REASONS, encode_head
+from gateway.http.response import CONTINUE, METHODS, REASONS, encode_head, encode_start
 
 if TYPE_CHECKING:
     from gateway.worker import Worker
@@ -47,9 +47,9 @@ class Connection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_deadline", "_exchange", "_in_loop", "_lingered", "_lingers", "_phase",
-        "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_variables", "_worker",
-        "client_address", "is_congested", "persists",
+        "_deadline", "_exchange", "_in_loop", "_lingered", "_lingers", "_notes", "_phase", "_reader", "_reading_paused",
+        "_seen_waiting", "_transport", "_unread_body", "_variables", "_worker", "client_address", "is_congested",
+        "persists",
     )  # fmt: skip
 
     def __init__(self, worker: Worker) -> None:
@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._phase = Phase.IDLE
         self._deadline = worker.now() + worker.settings.timeouts.header
         self._variables: dict[bytes, bytes] | None = None
+        self._notes: dict[bytes | None, bytes] | None = None
         self._reading_paused = False
         self._unread_body = False
         self._in_loop = False
@@ -144,6 +145,13 @@ class Connection(asyncio.Protocol):
                 tls,
             )
         return self._variables
+
+    @property
+    def notes(self) -> dict[bytes | None, bytes]:
+        """The variables of this connection, encoded, by the host that is asked for."""
+        if self._notes is None:
+            self._notes = {}
+        return self._notes
 
     def _read_requests(self) -> None:
         """Answer what is here, one after the other. An answer given at once leads round the loop, not into itself."""
@@ -297,7 +305,7 @@ class Connection(asyncio.Protocol):
         framing = b"Content-Length: %d\r\nConnection: close\r\n" % len(page)
         if refused.status == 405:
             fields.append((b"Allow", METHODS.encode()))
-        self.send(encode_head(refused.status, b"", fields, framing) + page)
+        self.send(encode_head(encode_start(refused.status, b"", fields), framing) + page)
         self._worker.log_refused(self.client_address, refused, len(page), outcome)
         self._linger()
 
@@ -374,6 +382,8 @@ def _has_hung_up(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
-def refused_record(client: str, refused: Refused, size: int, outcome: str, moment: float) -> Record:
+def refused_record(client: str, refused: Refused, size: int, outcome: str) -> Record:
     """Return the access log's record of what was no request."""
-    return Record(moment, client, "-", "-", "-", "", "", "-", refused.status, size, outcome=outcome, duration=1e-6)
+    record = Record(client, None, "-")
+    record.status, record.bytes, record.outcome, record.duration = refused.status, size, outcome, 1e-6
+    return record

@@ -126,14 +126,32 @@ def no_header(ending: Ending, why: str) -> Fault:
     if trouble:
         status = 500
         parts.append(trouble)
-    hint = hint_from(ending.stderr)
+    return Fault(status, "; ".join([*parts, *evidence(ending.stderr, ending.output)]))
+
+
+def evidence(stderr: str, output: bytes = b"") -> list[str]:
+    """Return what a failed program left, in words: the cure if one is known, its first output, its last complaints."""
+    parts = []
+    hint = hint_from(stderr)
     if hint:
         parts.append(hint)
-    if ending.output:
-        parts.append(f"its output begins {ending.output[:120].decode('utf-8', 'backslashreplace')!a}")
-    if ending.stderr:
-        parts.append(f"its stderr ends: {_on_one_line(ending.stderr)}")
-    return Fault(status, "; ".join(parts))
+    if output:
+        parts.append(f"its output begins {output[:120].decode('utf-8', 'backslashreplace')!a}")
+    if stderr:
+        parts.append(f"its stderr ends: {_on_one_line(stderr)}")
+    return parts
+
+
+def unreachable(server: str, error: int) -> Fault:
+    """Return the fault for a FastCGI server that cannot be connected to for errno `error`."""
+    cures = {
+        errno.ENOENT: "there is no such socket: is the server running, and is the path right?",
+        errno.ECONNREFUSED: "nobody listens there: the server is not running",
+        errno.EACCES: "this user may not connect: see the owner and the mode of the socket",
+        errno.EMFILE: "there are too few descriptors: raise the limit (ulimit -n)",
+    }
+    words = cures.get(error, os.strerror(error))
+    return Fault(503, f"{server} cannot be reached: {words}", retry_after=5)
 
 
 def cut_off(ending: Ending, why: str) -> str:

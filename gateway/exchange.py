@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from gateway import pages
@@ -11,7 +10,7 @@ from gateway.access_log import Record
 from gateway.body import Body
 from gateway.fault import Fault
 from gateway.http.message import Fields, Request
-from gateway.http.response import LAST_CHUNK, REASONS, encode_head
+from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start
 
 if TYPE_CHECKING:
     from gateway.connection import Connection
@@ -58,8 +57,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_begun", "_chunked", "_connection", "_ended", "_left", "_mute", "_pending_head", "_programs",
-        "_started", "_wall", "body", "id", "record", "request", "responder", "worker",
+        "_begun", "_chunked", "_connection", "_ended", "_left", "_mute", "_persistence", "_programs", "_start",
+        "_started", "body", "id", "record", "request", "responder", "worker",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
@@ -68,7 +67,7 @@ class Exchange:
         self.worker = worker
         self.responder: Responder | None = None
         self.body: Body | None = None
-        self.record = self._new_record(connection, request)
+        self.record = Record(connection.client_address, request, self.id)
         self._connection = connection
         self._started = worker.now()
         self._begun = False
@@ -76,31 +75,19 @@ class Exchange:
         self._mute = False  # the response has no body, whatever is written
         self._chunked = False
         self._left: int | None = None  # bytes that Content-Length still promises
-        self._pending_head = b""
+        self._start: Start | None = None  # of a head that has not been sent
+        self._persistence = b""
         self._programs = 0  # started and not ended
-
-    def _new_record(self, connection: Connection, request: Request) -> Record:
-        referer = agent = ""
-        for name, value in request.fields:
-            if name == b"user-agent":
-                agent = value.decode("utf-8", "surrogateescape")
-            elif name == b"referer":
-                referer = value.decode("utf-8", "surrogateescape")
-        return Record(
-            time=time.time(),
-            client=connection.client_address,
-            method=request.method.decode("ascii"),
-            target=request.target.decode("ascii"),
-            protocol="HTTP/1.1" if request.version >= (1, 1) else "HTTP/1.0",
-            referer=referer,
-            agent=agent,
-            id=self.id,
-        )
 
     @property
     def variables(self) -> dict[bytes, bytes]:
         """The CGI variables of the connection."""
         return self._connection.variables
+
+    @property
+    def connection_notes(self) -> dict[bytes | None, bytes]:
+        """The variables of the connection, encoded for FastCGI, by the host that is asked for."""
+        return self._connection.notes
 
     @property
     def is_begun(self) -> bool:
@@ -138,29 +125,40 @@ class Exchange:
 
     def begin(self, status: int, reason: bytes, fields: Fields, length: int | None) -> None:
         """Begin a response whose body has `length` bytes, or an unknown number for None. Sent with the first bytes."""
+        self.begin_with(status, encode_start(status, reason, fields), length)
+
+    def begin_with(self, status: int, start: Start, length: int | None) -> None:
+        """Begin a response, see `begin`, whose head begins with `start`."""
         request = self.request
         self._begun = True
         self.record.status = status
         self._mute = request.method == b"HEAD" or status in (204, 304)
         persistent = self._connection.may_persist(request)
-        framing = b""
-        if length is not None:
-            if status != 204:
-                framing = b"Content-Length: %d\r\n" % length
-            self._left = length
-        elif not self._mute:
+        self._left = length
+        if length is None and not self._mute:
             if request.version >= (1, 1):
                 self._chunked = True
-                framing = b"Transfer-Encoding: chunked\r\n"
             else:
                 persistent = False
         if not persistent:
-            framing += b"Connection: close\r\n"
+            self._persistence = b"Connection: close\r\n"
         elif request.version < (1, 1):
-            framing += b"Connection: keep-alive\r\n"
+            self._persistence = b"Connection: keep-alive\r\n"
         self._connection.persists = persistent
-        framing += b"X-Request-Id: %s\r\n" % self.id.encode()
-        self._pending_head = encode_head(status, reason, fields, framing)
+        self._start = start
+
+    def _take_head(self) -> bytes:
+        """Return the head if it has not been sent, else b''."""
+        start, self._start = self._start, None
+        if start is None:
+            return b""
+        if self._chunked:
+            length = b"Transfer-Encoding: chunked\r\n"
+        elif self._left is not None and self.record.status != 204:
+            length = b"Content-Length: %d\r\n" % self._left
+        else:
+            length = b""
+        return encode_head(start, b"%s%sX-Request-Id: %s\r\n" % (length, self._persistence, self.id.encode()))
 
     def begin_raw(self, status: int) -> None:
         """Begin a response whose every byte is the program's own (``nph-``); the connection ends with it."""
@@ -172,7 +170,7 @@ class Exchange:
         """Send a piece of the body. What exceeds its length, or has no place in this response, is dropped."""
         if self._ended:
             return
-        head, self._pending_head = self._pending_head, b""
+        head = self._take_head()
         if self._mute:
             data = b""
         elif self._left is not None:
@@ -194,16 +192,14 @@ class Exchange:
         """Send `last` and end the response well."""
         if self._ended:
             return
-        if self._chunked and self._pending_head and len(last) <= _SMALL:
+        if self._chunked and self._start and len(last) <= _SMALL:
             # Nothing was sent: now that the length is known, say it.
-            head = self._pending_head.replace(
-                b"Transfer-Encoding: chunked\r\n", b"Content-Length: %d\r\n" % len(last), 1
-            )
-            self._pending_head = b""
+            self._chunked = False
+            self._left = len(last)
             self.record.bytes += len(last)
-            self._connection.send(head + last)
+            self._connection.send(self._take_head() + last)
         else:
-            if last or self._pending_head:
+            if last or self._start:
                 self.write(last)
             if self._chunked:
                 self._connection.send(LAST_CHUNK)
@@ -214,10 +210,21 @@ class Exchange:
         if self._ended:
             return
         self.record.outcome = outcome
-        self._pending_head = b""
+        self._start = None
         self._connection.persists = False
         # A request that is on its way must not bring a reset over what the client has yet to read.
         self._connection.refuse_more()
+        self._finish()
+
+    def respond_whole(self, status: int, start: Start, body: bytes) -> None:
+        """Send a complete response to a request other than HEAD, whose head begins with `start`."""
+        self.begin_with(status, start, len(body))
+        self.record.bytes = len(body)
+        head = self._take_head()
+        if len(body) <= _SMALL:
+            self._connection.send(head + body)
+        else:
+            self._connection.send_pieces([head, body])
         self._finish()
 
     def respond(self, status: int, fields: Fields, body: bytes) -> None:
@@ -253,7 +260,7 @@ class Exchange:
         self._programs += 1
 
     def program_ended(self, pid: int, exit_word: str, cpu: float, memory: int) -> None:
-        """Take what is known of the program; log the record if the response has ended too."""
+        """Take what is known of the program, 0 and '' for what is not; log the record if the response has ended too."""
         record = self.record
         if pid:
             record.pid, record.exit = pid, exit_word

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import selectors
+import shlex
 import signal
 import socket
 import sys
@@ -26,7 +27,9 @@ from gateway.cgi.spawner import Spawner
 from gateway.cgi.wire import channel
 from gateway.diagnosis import exit_word
 from gateway.error_log import ErrorLog
-from gateway.settings import Settings
+from gateway.fastcgi.tokens import Share, Tokens
+from gateway.pools import become_manager, start_and_wait
+from gateway.settings import Pool, Settings
 from gateway.supervision import Restarts
 
 # From TERM until what is left is killed, beyond the programs' own time, in seconds.
@@ -38,7 +41,10 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(slots=True)
 class Child:
-    """One place in the tree: a worker or a spawner, over all its lives. `pid` is 0 between two lives."""
+    """One place in the tree: a worker, a spawner or the manager of a pool, over all its lives.
+
+    `pid` is 0 between two lives.
+    """
 
     kind: str
     number: int
@@ -47,11 +53,12 @@ class Child:
     restart_at: float = 0.0
     restarts: Restarts = field(default_factory=Restarts)
     control: socket.socket | None = None  # to a worker
+    label: str = ""  # a pool's name
 
     @property
     def name(self) -> str:
         """What the log calls it."""
-        return f"{self.kind} {self.number}"
+        return f"{self.kind} {self.label or self.number}"
 
 
 class Master:
@@ -65,6 +72,12 @@ class Master:
         self._rolls = [Roll(settings.max_programs) for _ in range(settings.workers)]
         self._workers = [Child("worker", number + 1) for number in range(settings.workers)]
         self._spawners = [Child("spawner", number + 1) for number in range(settings.workers)]
+        self._pools = [Child("pool", number, label=pool.server.name) for number, pool in enumerate(settings.pools)]
+        self._tokens = {
+            server: Tokens(server.connections, settings.workers)
+            for server in settings.fastcgi_servers
+            if server.connections
+        }
         self._selector = selectors.DefaultSelector()
         self._stopping = ""  # "", "drain" or "stop"
         self._stop_by = 0.0
@@ -75,6 +88,11 @@ class Master:
     def run(self) -> int:
         """Serve until told to stop; return the exit status."""
         self._catch_signals()
+        for child in self._pools:
+            if not self._start_pool(child):
+                self._log.say(f"{child.name} did not start; nothing is served")
+                return 1
+            child.born = time.monotonic()
         for pair in zip(self._workers, self._spawners, strict=True):
             for child in pair:
                 self._start(child)
@@ -136,6 +154,7 @@ class Master:
             self._stop_by = time.monotonic() + self._settings.timeouts.stop
             self._close_listeners()
             self._tell_workers(front.DRAIN)
+            self._end_pools_if_alone()
 
     def _stop(self) -> None:
         if self._stopping == "stop":
@@ -145,10 +164,18 @@ class Master:
         self._stop_by = time.monotonic() + self._settings.timeouts.kill + _STOP_GRACE
         self._close_listeners()
         self._tell_workers(front.STOP)
+        for child in self._pools:
+            _signal(child.pid, signal.SIGTERM)
+
+    def _end_pools_if_alone(self) -> None:
+        """Let the pools go once no worker needs them any more."""
+        if not any(child.pid for child in self._workers):
+            for child in self._pools:
+                _signal(child.pid, signal.SIGQUIT)
 
     def _kill(self) -> None:
         """End everything now. A spawner, told by TERM, kills its programs first; one that does not is killed, too."""
-        for child in self._workers:
+        for child in self._workers + self._pools:
             _signal(child.pid, signal.SIGKILL)
         for pid in [*self._leaving, *(child.pid for child in self._spawners)]:
             _signal(pid, signal.SIGKILL if self._killed else signal.SIGTERM)
@@ -165,11 +192,15 @@ class Master:
 
     # -- children
 
+    @property
+    def _children(self) -> list[Child]:
+        return self._workers + self._spawners + self._pools
+
     def _alive(self) -> bool:
-        return bool(self._leaving) or any(child.pid for child in self._workers + self._spawners)
+        return bool(self._leaving) or any(child.pid for child in self._children)
 
     def _until_next(self) -> float | None:
-        moments = [child.restart_at for child in self._workers + self._spawners if child.restart_at]
+        moments = [child.restart_at for child in self._children if child.restart_at]
         if self._stopping:
             moments = [self._stop_by]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
@@ -184,7 +215,7 @@ class Master:
                 else:
                     self._kill()
             return
-        for child in self._workers + self._spawners:
+        for child in self._children:
             if child.restart_at and now >= child.restart_at:
                 self._start(child)
 
@@ -195,7 +226,7 @@ class Master:
                 return
             if pid in self._leaving:
                 _end_programs(self._leaving.pop(pid))
-            for child in self._workers + self._spawners:
+            for child in self._children:
                 if child.pid == pid:
                     self._died(child, status)
 
@@ -208,7 +239,11 @@ class Master:
         if child.kind == "spawner":
             # It ends them itself unless it was killed.
             _end_programs(self._rolls[child.number - 1])
+        if child.kind == "worker":
+            for tokens in self._tokens.values():
+                tokens.recover(child.number - 1)
         if self._stopping:
+            self._end_pools_if_alone()
             return
         worker_gone = child.kind == "spawner" and not self._workers[child.number - 1].pid
         if worker_gone:
@@ -221,7 +256,12 @@ class Master:
     def _start(self, child: Child) -> None:
         child.restart_at = 0.0
         try:
-            self._start_worker(child) if child.kind == "worker" else self._start_spawner(child)
+            start: dict[str, Callable[[Child], object]] = {
+                "worker": self._start_worker,
+                "spawner": self._start_spawner,
+                "pool": self._start_pool,
+            }
+            start[child.kind](child)
         except OSError as error:
             if not child.born:
                 raise
@@ -241,7 +281,7 @@ class Master:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child.control = ours
         try:
-            child.pid = self._fork(lambda: self._be_worker(theirs, roll))
+            child.pid = self._fork(lambda: self._be_worker(number, theirs, roll))
         except OSError:
             child.control = None
             ours.close()
@@ -264,6 +304,14 @@ class Master:
         finally:
             theirs.close()
             to_worker.close()
+
+    def _start_pool(self, child: Child) -> bool:
+        """Start the manager of a pool; return whether it listens."""
+        pool = self._settings.pools[child.number]
+        child.pid, listens = start_and_wait(lambda ready: self._fork(lambda: self._be_pool(pool, ready)))
+        if listens:
+            self._log.say(f"{child.name}: {pool.server.connections} × {shlex.join(pool.command)}")
+        return listens
 
     def _fork(self, serve: Callable[[], None]) -> int:
         """Return the pid of a child that runs `serve` and nothing else."""
@@ -293,9 +341,15 @@ class Master:
             if child.control:
                 child.control.close()
 
-    def _be_worker(self, control: socket.socket, roll: Roll) -> None:
+    def _be_worker(self, number: int, control: socket.socket, roll: Roll) -> None:
         _die_with_parent(self._pid)
-        front.run_worker(self._settings, self._listeners, control, roll)
+        shares = {server: Share(tokens, number) for server, tokens in self._tokens.items()}
+        front.run_worker(self._settings, self._listeners, control, roll, shares)
+
+    def _be_pool(self, pool: Pool, ready: int) -> None:
+        for listener in self._listeners:
+            listener.close()
+        become_manager(pool, ready)
 
     def _be_spawner(self, to_worker: socket.socket, worker_end: socket.socket, roll: Roll) -> None:
         # While anybody but the worker holds the worker's end, its death would not be seen.

@@ -36,8 +36,8 @@ def error_page(status: int, reason: bytes, request_id: str, words: str) -> bytes
     return _page(title, body)
 
 
-def index_page(mounts: list[tuple[str, list[str]]]) -> bytes:
-    """Return the page that lists what is mounted: (prefix, names of programs) each."""
+def index_page(mounts: list[tuple[str, list[str]]], applications: list[str]) -> bytes:
+    """Return the page that lists what is mounted: (prefix, names of programs) each, and prefixes of applications."""
     body = "<h1>The gateway is running</h1>"
     for prefix, names in mounts:
         body += f"\n<p>Programs below <code>{escape(prefix)}</code></p>\n<ul>"
@@ -45,4 +45,8 @@ def index_page(mounts: list[tuple[str, list[str]]]) -> bytes:
             href = quote(prefix + name, safe="/", errors="surrogateescape")
             body += f'\n<li><a href="{href}">{escape(name)}</a></li>'
         body += "\n</ul>" if names else "\n<li>none yet: put an executable file there</li></ul>"
+    if applications:
+        body += "\n<p>Applications</p>\n<ul>"
+        body += "".join(f'\n<li><a href="{escape(prefix)}">{escape(prefix)}</a></li>' for prefix in applications)
+        body += "\n</ul>"
     return _page("gateway", body)

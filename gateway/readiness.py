@@ -1,8 +1,8 @@
-"""Many short-lived pipes behind one descriptor of the event loop.
+"""Many short-lived descriptors behind one descriptor of the event loop.
 
 A loop's own `add_reader` makes a handle per descriptor and, in libuv, several system calls per change. A program's
-pipes live for milliseconds; here each costs one system call to watch and none to forget, since the kernel drops a
-closed descriptor from an epoll set by itself.
+pipes and the connections to FastCGI servers live for milliseconds; here each costs one system call to watch and none
+to forget, since the kernel drops a closed descriptor from an epoll set by itself.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ from collections.abc import Callable
 # Taken at once; more wait for the next turn of the loop.
 _BATCH = 64
 
+READING = select.EPOLLIN
+WRITING = select.EPOLLOUT
+
 
 class Readiness:
-    """Calls back when a watched descriptor, which must not block, can be read."""
+    """Calls back when a watched descriptor, which must not block, can be read, or written to."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], object]] = {}
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
-    def watch(self, descriptor: int, callback: Callable[[], object]) -> None:
-        """Call `callback` whenever `descriptor` can be read."""
+    def watch(self, descriptor: int, callback: Callable[[], object], events: int = READING) -> None:
+        """Call `callback` whenever `descriptor` is ready for one of `events`, or broken."""
         self._callbacks[descriptor] = callback
-        self._epoll.register(descriptor, select.EPOLLIN)
+        self._epoll.register(descriptor, events)
+
+    def change(self, descriptor: int, events: int) -> None:
+        """Watch a descriptor that is watched already for other `events`."""
+        self._epoll.modify(descriptor, events)
 
     def ignore(self, descriptor: int) -> None:
         """Stop watching a descriptor that stays open."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.cgi.output import Header, HeaderReader
 from gateway.exchange import Exchange
+from gateway.fault import Fault
 from gateway.spill import Spill
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 # body, with a Content-Length; a program that goes on is not held up longer.
 _HOLD = 0.005
 _HOLD_SIZE = 16 * 1024
+
+# Redirects within the server for one request (RFC 3875 leaves the number open; Apache LimitInternalRecursion 10).
+_REDIRECTS = 10
 
 _NPH_STATUS = re.compile(rb"HTTP/[0-9.]+ ([1-9][0-9]{2})\b")
 
@@ -86,7 +90,7 @@ class Relay:
     def _begin(self, header: Header, data: bytes) -> None:
         self.redirect = None
         exchange = self._exchange
-        exchange.begin(header.status, header.reason, header.fields, header.content_length)
+        exchange.begin_with(header.status, header.start, header.content_length)
         if exchange.needs_no_more:
             self._complete(b"")
         elif header.content_length == len(data) or len(data) > _HOLD_SIZE:
@@ -120,6 +124,18 @@ class Relay:
         self._exchange.write(data)
         if self._exchange.needs_no_more:
             self._complete(b"")
+
+    def follow(self, redirect: bytes, redirects: int, name: str) -> None:
+        """Have the target of a redirect within the server answer, the next after `redirects` of them."""
+        exchange = self._exchange
+        self.discard()
+        if redirects >= _REDIRECTS:
+            exchange.fail(Fault(502, f"{name} redirects within the server for the {_REDIRECTS + 1}th time"))
+            return
+        path, _, query = redirect.partition(b"?")
+        exchange.responder = None
+        exchange.request = exchange.request.redirected(path, query)
+        self._worker.route(exchange, redirects + 1)
 
     def client_ready(self) -> None:
         """The client takes bytes again: first those that were kept for it."""

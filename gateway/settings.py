@@ -40,6 +40,55 @@ class CgiMount:
 
 
 @dataclass(frozen=True, slots=True)
+class FastCgiServer:
+    """A FastCGI server: where it listens, and how many connections it can serve at once.
+
+    With `connections` = 0 that is not known: it gets a connection for each request.
+    """
+
+    name: str
+    address: Address
+    connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FastCgiMount:
+    """One application that answers everything below `prefix`, which begins and ends with a slash."""
+
+    prefix: str
+    server: FastCgiServer
+    env: tuple[tuple[str, str], ...] = ()
+    pass_authorization: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SiteMount:
+    """A tree of files served below `prefix`; those whose name ends in one of `extensions` are run by `server`."""
+
+    prefix: str
+    directory: str
+    server: FastCgiServer
+    extensions: tuple[str, ...] = (".php",)
+    index: tuple[str, ...] = ("index.php", "index.html")
+    env: tuple[tuple[str, str], ...] = ()
+    follow_links: bool = True
+    pass_authorization: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool of processes that is started and kept by us: `server`'s name, address and number of children, their
+    command line, and their variables."""
+
+    server: FastCgiServer
+    command: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+
+
+Mount = CgiMount | FastCgiMount | SiteMount
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
     """Files of the server's certificate chain and private key, PEM."""
 
@@ -52,7 +101,8 @@ class Settings:
     """Everything that the processes of one server need to know."""
 
     listen: tuple[Address, ...]
-    mounts: tuple[CgiMount, ...]
+    mounts: tuple[Mount, ...]
+    pools: tuple[Pool, ...] = ()
     workers: int = 1
     http: str = "auto"
     loop: str = "auto"
@@ -69,3 +119,8 @@ class Settings:
     max_waiting: int = 4096
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def fastcgi_servers(self) -> tuple[FastCgiServer, ...]:
+        """Every FastCGI server that a mount leads to, once."""
+        return tuple({mount.server: None for mount in self.mounts if not isinstance(mount, CgiMount)})

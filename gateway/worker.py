@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from gateway.access_log import AccessLog
@@ -21,16 +21,20 @@ from gateway.cgi.roll import Roll
 from gateway.connection import Connection, refused_record
 from gateway.error_log import ErrorLog
 from gateway.exchange import Exchange, renew_ids
+from gateway.fastcgi.backend import Backend
+from gateway.fastcgi.tokens import Share
 from gateway.fault import Fault
 from gateway.handlers.cgi import CgiDirectory
+from gateway.handlers.fastcgi import FastCgiApplication
 from gateway.handlers.index import Index
+from gateway.handlers.site import Site
 from gateway.http.base_reader import Reader
 from gateway.http.message import Refused
 from gateway.http.reader import reader_class
 from gateway.http.response import METHODS
 from gateway.readiness import Readiness
 from gateway.routing import BadPath, Router
-from gateway.settings import Settings
+from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Settings
 from gateway.tls import server_context
 
 # Deadlines are looked at so often, in seconds: one timer a worker instead of one a connection.
@@ -74,7 +78,12 @@ class Worker:
     """Serves `listeners` until the master says otherwise on `control`."""
 
     def __init__(
-        self, settings: Settings, listeners: list[socket.socket], control: socket.socket, roll: Roll
+        self,
+        settings: Settings,
+        listeners: list[socket.socket],
+        control: socket.socket,
+        roll: Roll,
+        shares: Mapping[FastCgiServer, Share],
     ) -> None:
         self.settings = settings
         self.loop = _new_loop(settings.loop)
@@ -94,10 +103,20 @@ class Worker:
         self._adopting: set[asyncio.Task[None]] = set()
         self._said_scarce = 0.0
         self._tls = server_context(settings.tls) if settings.tls else None
+        self._backends = {server: Backend(self, server, shares.get(server)) for server in settings.fastcgi_servers}
         routes: dict[str, Handler] = {"/": Index(settings.mounts)}
         for mount in settings.mounts:
-            routes[mount.prefix] = CgiDirectory(self, mount)
+            routes[mount.prefix] = self._handler(mount)
         self._router = Router(routes.items())
+
+    def _handler(self, mount: Mount) -> Handler:
+        if isinstance(mount, CgiMount):
+            return CgiDirectory(self, mount)
+        return FastCgiApplication(self, mount) if isinstance(mount, FastCgiMount) else Site(self, mount)
+
+    def backend(self, server: FastCgiServer) -> Backend:
+        """Return this worker's connections to a FastCGI server of the settings."""
+        return self._backends[server]
 
     def run(self) -> None:
         """Serve."""
@@ -218,7 +237,7 @@ class Worker:
 
     def log_refused(self, client: str, refused: Refused, size: int, outcome: str) -> None:
         """Log what was no request."""
-        self.access_log.add(refused_record(client, refused, size, outcome, time.time()))
+        self.access_log.add(refused_record(client, refused, size, outcome))
         if self.settings.debug:
             self.error_log.notice(f"{client} was refused with {refused.status}: {refused.reason}")
 
@@ -231,6 +250,8 @@ class Worker:
             connection.sweep(now)
         for run in [*self.runs]:
             run.sweep(now)
+        for backend in self._backends.values():
+            backend.sweep()
         if self.is_draining:
             self._leave_if_done()
 
@@ -268,7 +289,8 @@ class Worker:
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if not self.connections and not self._adopting and self.launcher.is_idle:
+        idle = self.launcher.is_idle and all(backend.is_idle for backend in self._backends.values())
+        if idle and not self.connections and not self._adopting:
             self.loop.stop()
 
     def _stop(self) -> None:
@@ -320,7 +342,13 @@ def _capacity(max_programs: int) -> tuple[int, int]:
     return programs, max(1, free - programs * _PROGRAM_DESCRIPTORS)
 
 
-def run_worker(settings: Settings, listeners: list[socket.socket], control: socket.socket, roll: Roll) -> None:
+def run_worker(
+    settings: Settings,
+    listeners: list[socket.socket],
+    control: socket.socket,
+    roll: Roll,
+    shares: Mapping[FastCgiServer, Share],
+) -> None:
     """Be a front worker, in a process of its own."""
     renew_ids()
     # The terminal's INT and QUIT go to the whole group; what they mean is the master's to say.
@@ -329,4 +357,4 @@ def run_worker(settings: Settings, listeners: list[socket.socket], control: sock
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    Worker(settings, listeners, control, roll).run()
+    Worker(settings, listeners, control, roll, shares).run()

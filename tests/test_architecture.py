@@ -47,31 +47,34 @@ def test_the_pool_never_imports_the_gateway() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "home"),
+    ("library", "homes"),
     [
-        ("h11", "gateway.http.h11_reader"),
-        ("httptools", "gateway.http.httptools_reader"),
-        ("argparse", "gateway.cli"),
-        ("ctypes", "gateway.master"),
-        ("marshal", "gateway.cgi.wire"),
+        ("h11", ["gateway.http.h11_reader"]),
+        ("httptools", ["gateway.http.httptools_reader"]),
+        ("argparse", ["fcgi_pool.cli", "fcgi_pool.runtime.__main__", "gateway.cli"]),
+        ("ctypes", ["fcgi_pool.process", "gateway.master"]),
+        ("marshal", ["gateway.cgi.wire"]),
+        ("tomllib", ["fcgi_pool.cli"]),
     ],
 )
-def test_one_file_has_the_power(library: str, home: str) -> None:
-    """A library that is a power has one home."""
-    users = [name(path) for path in MODULES if library in imports(path)]
-    assert users == [home]
+def test_one_file_has_the_power(library: str, homes: list[str]) -> None:
+    """A library that is a power has one home, and another in each program of its own."""
+    users = sorted(name(path) for path in MODULES if library in imports(path))
+    assert set(users) <= set(homes)
 
 
 def test_programs_are_started_in_one_place() -> None:
-    """Only the spawner starts programs, and only the master forks."""
+    """Only the spawner starts CGI programs, only the master and the manager of a pool fork."""
     for path in MODULES:
         text = path.read_text()
         assert ("posix_spawn(" in text) == (name(path) == "gateway.cgi.spawner"), path
-        assert ("os.fork()" in text) == (name(path) == "gateway.master"), path
+        assert ("os.fork()" in text) == (name(path) in ("gateway.master", "fcgi_pool.process")), path
         assert "import subprocess" not in text, path
 
 
-@pytest.mark.parametrize("room", ["http", "cgi/output", "cgi/variables", "routing", "supervision", "fault"])
+@pytest.mark.parametrize(
+    "room", ["http", "cgi/output", "cgi/variables", "fastcgi/params", "routing", "supervision", "fault"]
+)
 def test_pure_rooms_do_no_io(room: str) -> None:
     """What only decides imports neither sockets, nor processes, nor the loop."""
     paths = [path for path in MODULES if name(path).startswith("gateway." + room.replace("/", "."))]
@@ -79,6 +82,13 @@ def test_pure_rooms_do_no_io(room: str) -> None:
     for path in paths:
         forbidden = {"asyncio", "os", "select", "selectors", "signal", "subprocess", "threading"}
         assert not imports(path) & forbidden, path
+
+
+def test_the_codec_is_made_of_nothing_but_bytes() -> None:
+    """fcgi_pool.protocol knows no clock, log or socket, and nothing else of the project."""
+    for path in ROOT.glob("fcgi_pool/protocol/*.py"):
+        found = {one.split(".")[0] for one in imports(path) if not one.startswith("fcgi_pool.protocol")}
+        assert found <= {"__future__", "dataclasses", "enum", "struct", "typing", "collections"}, path
 
 
 def test_there_are_no_cycles() -> None:

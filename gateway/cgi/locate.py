@@ -35,12 +35,13 @@ def locate(
         if not mode & 0o111:
             return Fault(403, f"{os.fsdecode(path)} is not executable: chmod +x {os.fsdecode(path)}")
         return Script(
-            prefix + b"/".join(segments[: position + 1]), path, _path_info(segments[position + 1 :], is_directory)
+            prefix + b"/".join(segments[: position + 1]), path, path_info(segments[position + 1 :], is_directory)
         )
     return Fault(404, f"{os.fsdecode(path)} is a directory")
 
 
-def _path_info(rest: tuple[bytes, ...], is_directory: bool) -> bytes:
+def path_info(rest: tuple[bytes, ...], is_directory: bool) -> bytes:
+    """Return what of a path is left for a program, its segments `rest`; '' if nothing is."""
     if not rest:
         return b"/" if is_directory else b""
     return b"/" + b"/".join(rest) + (b"/" if is_directory else b"")

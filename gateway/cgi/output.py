@@ -6,11 +6,18 @@ import re
 from dataclasses import dataclass, field
 
 from gateway.http.message import Fields
+from gateway.http.response import Start, encode_start
 
 # A header larger than this is no header. nginx 4 or 8 KiB (fastcgi_buffer_size), lighttpd 64 KiB.
 HEADER_LIMIT = 64 * 1024
 # Blocks of status 1xx before the real header; a program that writes more has lost its way.
 INTERIM_LIMIT = 10
+
+# A program writes the same header with most of its responses; what it means is kept. So many headers, each of at most
+# so many bytes; then all are forgotten.
+_KNOWN_HEADERS = 256
+_KNOWN_SIZE = 1024
+_known: dict[bytes, Header] = {}
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r?\n")
@@ -48,6 +55,14 @@ class Header:
     fields: Fields = field(default_factory=list)
     content_length: int | None = None
     local_redirect: bytes | None = None
+    _start: Start | None = None
+
+    @property
+    def start(self) -> Start:
+        """What the head of the response begins with."""
+        if self._start is None:
+            self._start = encode_start(self.status, self.reason, self.fields)
+        return self._start
 
 
 class HeaderReader:
@@ -67,6 +82,9 @@ class HeaderReader:
 
     def feed(self, data: bytes) -> tuple[Header, bytes] | None:
         """Take output; return the header and the bytes after it once it is complete, else None. Raise BadOutput."""
+        known = known_header(data) if not self._buffer else None
+        if known:
+            return known[0], data[known[1] :]
         # Looked at before the parts are joined, so that a header that dribbles in costs no more than a whole one.
         begin = max(len(self._buffer) - 3, 0)
         buffer = self._buffer = self._buffer + data if self._buffer else data
@@ -79,6 +97,7 @@ class HeaderReader:
                 raise BadOutput(f"the header is longer than {HEADER_LIMIT} bytes")
             header = _interpret(match.group())
             if header.status >= 200:
+                _remember(match.group(), header)
                 return header, buffer[match.end() :]
             self._interims += 1
             if self._interims > INTERIM_LIMIT:
@@ -97,6 +116,20 @@ class HeaderReader:
             self._checked = newline
         if len(buffer) > HEADER_LIMIT:
             raise BadOutput(f"the header is longer than {HEADER_LIMIT} bytes")
+
+
+def known_header(data: bytes) -> tuple[Header, int] | None:
+    """Return the header that `data` begins with, and its length, if it was seen before."""
+    end = data.find(b"\r\n\r\n") + 4
+    known = _known.get(data[:end])
+    return (known, end) if known else None
+
+
+def _remember(block: bytes, header: Header) -> None:
+    if len(block) <= _KNOWN_SIZE and block.endswith(b"\r\n\r\n"):
+        if len(_known) >= _KNOWN_HEADERS:
+            _known.clear()
+        _known[block] = header
 
 
 def _why_not_a_field(line: bytes) -> str:

@@ -15,13 +15,12 @@ TAIL = 2 * 1024
 _PIECE = 64 * 1024
 
 
-class ErrorStream:
-    """Drains the read end of a program's stderr. `log` takes lines as they come."""
+class ErrorText:
+    """Cuts what a program says into lines. `log` takes lines as they come."""
 
-    __slots__ = ("_dropped", "_log", "_logged", "_partial", "_tail", "descriptor")
+    __slots__ = ("_dropped", "_log", "_logged", "_partial", "_tail")
 
-    def __init__(self, descriptor: int, log: Callable[[list[str]], None]) -> None:
-        self.descriptor = descriptor
+    def __init__(self, log: Callable[[list[str]], None]) -> None:
         self._log = log
         self._logged = 0
         self._dropped = 0
@@ -33,21 +32,13 @@ class ErrorStream:
         """The last that was said."""
         return self._tail.decode("utf-8", "backslashreplace").strip()
 
-    def read(self) -> bool:
-        """Take what is there, a piece at most; return whether there may be more."""
-        try:
-            data = os.read(self.descriptor, _PIECE)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            return False
+    def feed(self, data: bytes) -> None:
+        """Take a piece."""
         self._tail = (self._tail + data)[-TAIL:]
         room = LOG_LIMIT - self._logged
         if room <= 0:
             self._dropped += len(data)
-            return True
+            return
         self._dropped += max(len(data) - room, 0)
         self._logged += min(len(data), room)
         *lines, self._partial = (self._partial + data[:room]).split(b"\n")
@@ -56,18 +47,50 @@ class ErrorStream:
             self._partial = self._partial[LINE_LIMIT:]
         if lines:
             self._log([_text(line) for line in lines])
-        return True
+
+    def finish(self) -> None:
+        """Log what is left: nothing more is said."""
+        last = [_text(self._partial)] if self._partial else []
+        self._partial = b""
+        if self._dropped:
+            last.append(f"({self._dropped} more bytes of stderr were dropped; {LOG_LIMIT} are logged of one run)")
+            self._dropped = 0
+        if last:
+            self._log(last)
+
+
+class ErrorStream:
+    """Drains the read end of a program's stderr."""
+
+    __slots__ = ("_text", "descriptor")
+
+    def __init__(self, descriptor: int, log: Callable[[list[str]], None]) -> None:
+        self.descriptor = descriptor
+        self._text = ErrorText(log)
+
+    @property
+    def tail(self) -> str:
+        """The last that was said."""
+        return self._text.tail
+
+    def read(self) -> bool:
+        """Take what is there, a piece at most; return whether there may be more."""
+        try:
+            data = os.read(self.descriptor, _PIECE)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if data:
+            self._text.feed(data)
+        return bool(data)
 
     def close(self) -> None:
         """Take what is still there, log what is left of it, and close."""
         for _ in range(64):
             if not self.read():
                 break
-        last = [_text(self._partial)] if self._partial else []
-        if self._dropped:
-            last.append(f"({self._dropped} more bytes of stderr were dropped; {LOG_LIMIT} are logged of one run)")
-        if last:
-            self._log(last)
+        self._text.finish()
         os.close(self.descriptor)
 
 

@@ -7,7 +7,7 @@ mount or for a connection is made once and merged.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from gateway.http.message import Request
@@ -33,19 +33,26 @@ _OWN_PLACE = frozenset((b"content-length", b"content-type", b"transfer-encoding"
 _PLAIN_NAME = re.compile(rb"[a-z0-9-]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Script:
-    """Where a program was found: SCRIPT_NAME, its file, and what of the path is left for it."""
+    """Where a program was found: SCRIPT_NAME, its file ('' for an application that has none), and what of the path is
+    left for it. `notes` is where those who work something out of it keep that.
+    """
 
     name: bytes
     filename: bytes
     path_info: bytes
+    notes: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
 
 
 def mount_variables(document_root: bytes, env: tuple[tuple[str, str], ...]) -> Variables:
-    """Return what is the same for every request to a mount; `env` is the administrator's and wins."""
+    """Return what is the same for every request to a mount; `env` is the administrator's and wins.
+
+    An application that is not made of files has no document root.
+    """
     own = {name.encode(): value.encode("utf-8", "surrogateescape") for name, value in env}
-    return {**_CONSTANT, b"DOCUMENT_ROOT": document_root, **own}
+    root = {b"DOCUMENT_ROOT": document_root} if document_root else {}
+    return {**_CONSTANT, **root, **own}
 
 
 def connection_variables(
@@ -77,24 +84,44 @@ def request_variables(
     pass_authorization: bool,
 ) -> Variables:
     """Return all variables of one request. `body_length` counts its body, if there is one, as the program reads it."""
-    variables = mount | connection
-    variables[b"REQUEST_METHOD"] = request.method
-    variables[b"QUERY_STRING"] = request.query
-    variables[b"REQUEST_URI"] = request.target
-    variables[b"SERVER_PROTOCOL"] = b"HTTP/1.1" if request.version >= (1, 1) else b"HTTP/1.0"
-    variables[b"SCRIPT_NAME"] = script.name
-    variables[b"SCRIPT_FILENAME"] = script.filename
-    if script.path_info:
-        variables[b"PATH_INFO"] = script.path_info
-        variables[b"PATH_TRANSLATED"] = mount[b"DOCUMENT_ROOT"] + script.path_info
+    known = mount | connection
+    return {
+        **known,
+        **authority_variables(request.authority, known),
+        **script_variables(script, mount.get(b"DOCUMENT_ROOT")),
+        **line_variables(request, body_length),
+        **field_variables(request, pass_authorization),
+    }
+
+
+def line_variables(request: Request, body_length: int | None) -> Variables:
+    """Return what the request line and the request's body say."""
+    variables = {
+        b"REQUEST_METHOD": request.method,
+        b"QUERY_STRING": request.query,
+        b"REQUEST_URI": request.target,
+        b"SERVER_PROTOCOL": b"HTTP/1.1" if request.version >= (1, 1) else b"HTTP/1.0",
+    }
     if body_length is not None:
         variables[b"CONTENT_LENGTH"] = b"%d" % body_length
-    _add_authority(variables, request.authority)
-    _add_fields(variables, request, pass_authorization)
     return variables
 
 
-def _add_authority(variables: Variables, authority: bytes | None) -> None:
+def script_variables(script: Script, document_root: bytes | None) -> Variables:
+    """Return what the program that was found says."""
+    variables = {b"SCRIPT_NAME": script.name}
+    if script.filename:
+        variables[b"SCRIPT_FILENAME"] = script.filename
+    if script.path_info:
+        variables[b"PATH_INFO"] = script.path_info
+        if document_root is not None:
+            variables[b"PATH_TRANSLATED"] = document_root + script.path_info
+    return variables
+
+
+def authority_variables(authority: bytes | None, connection: Variables) -> Variables:
+    """Return what the host that is asked for says, and where it says nothing, what is known of the connection."""
+    variables: Variables = {}
     host, _, port = (authority or b"").rpartition(b":") if authority and not authority.endswith(b"]") else (
         authority or b"",
         b"",
@@ -102,17 +129,20 @@ def _add_authority(variables: Variables, authority: bytes | None) -> None:
     )
     if authority is not None:
         variables[b"HTTP_HOST"] = authority
-    variables[b"SERVER_NAME"] = host or authority or _bracketed(variables[b"SERVER_ADDR"])
-    if b"SERVER_PORT" not in variables:
-        default = b"443" if b"HTTPS" in variables else b"80"
+    variables[b"SERVER_NAME"] = host or authority or _bracketed(connection[b"SERVER_ADDR"])
+    if b"SERVER_PORT" not in connection:
+        default = b"443" if b"HTTPS" in connection else b"80"
         variables[b"SERVER_PORT"] = port if host and port else default
+    return variables
 
 
 def _bracketed(address: bytes) -> bytes:
     return b"[" + address + b"]" if b":" in address else address
 
 
-def _add_fields(variables: Variables, request: Request, pass_authorization: bool) -> None:
+def field_variables(request: Request, pass_authorization: bool) -> Variables:
+    """Return what the fields say: HTTP_* but for the host's, and CONTENT_TYPE."""
+    variables: Variables = {}
     for name, value in request.fields:
         variable = http_variable(name)
         if variable is None:
@@ -125,6 +155,7 @@ def _add_fields(variables: Variables, request: Request, pass_authorization: bool
             variables[variable] += separator + value
         else:
             variables[variable] = value
+    return variables
 
 
 @lru_cache(maxsize=512)

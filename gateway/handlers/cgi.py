@@ -35,8 +35,6 @@ _WATCH_AFTER = 0.003
 _EXIT_GRACE = 0.1
 # From the program's end until a stdout that something else keeps open is given up.
 _STDOUT_GRACE = 0.25
-# Redirects within the server for one request (RFC 3875 leaves the number open; Apache LimitInternalRecursion 10).
-_REDIRECTS = 10
 
 
 class CgiDirectory:
@@ -334,7 +332,7 @@ class CgiRun:
             exchange.fail(diagnosis.no_header(ending, why))
             self._terminate()
         elif self._relay.redirect:
-            self._redirect_locally(self._relay.redirect.local_redirect or b"")
+            self._relay.follow(self._relay.redirect.local_redirect or b"", self._redirects, self._name)
         else:
             killed = self._status is not None and os.WIFSIGNALED(self._status)
             self._relay.finish(self._explained("its response ends here") if killed else "")
@@ -348,17 +346,6 @@ class CgiRun:
             self._later(_EXIT_GRACE, self._exit_grace_over)
         else:
             self._settle(waited=True)
-
-    def _redirect_locally(self, target: bytes) -> None:
-        exchange = self._exchange
-        self._relay.discard()
-        if self._redirects >= _REDIRECTS:
-            exchange.fail(Fault(502, f"{self._name} redirects within the server for the {_REDIRECTS + 1}th time"))
-            return
-        path, _, query = target.partition(b"?")
-        exchange.responder = None
-        exchange.request = exchange.request.redirected(path, query)
-        self._worker.route(exchange, self._redirects + 1)
 
     def client_gone(self) -> None:
         """Nobody wants the response any more."""

@@ -7,7 +7,7 @@ import os
 from gateway import pages
 from gateway.exchange import Exchange
 from gateway.fault import Fault
-from gateway.settings import CgiMount
+from gateway.settings import CgiMount, Mount
 
 # Names listed of one directory.
 _NAMES = 200
@@ -16,9 +16,10 @@ _NAMES = 200
 class Index:
     """The page of mounts. It is made anew when a directory has changed."""
 
-    def __init__(self, mounts: tuple[CgiMount, ...]) -> None:
-        self._mounts = mounts
-        self._changed: list[int] = []
+    def __init__(self, mounts: tuple[Mount, ...]) -> None:
+        self._mounts = [mount for mount in mounts if isinstance(mount, CgiMount)]
+        self._applications = [mount.prefix for mount in mounts if not isinstance(mount, CgiMount)]
+        self._changed: list[int] | None = None
         self._page = b""
 
     def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
@@ -32,7 +33,8 @@ class Index:
         changed = [_changed(mount.directory) for mount in self._mounts]
         if changed != self._changed:
             self._changed = changed
-            self._page = pages.index_page([(mount.prefix, _programs(mount.directory)) for mount in self._mounts])
+            programs = [(mount.prefix, _programs(mount.directory)) for mount in self._mounts]
+            self._page = pages.index_page(programs, self._applications)
         exchange.respond(200, [(b"Content-Type", b"text/html; charset=utf-8")], self._page)
 
 

@@ -14,7 +14,17 @@ from gateway.http.semantics import interpret
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 _LINE_ENDS = (b"\r", b"\n")
 
+# A client sends the same fields with each of its requests, but for a few; so what they mean is kept for the next, where
+# no body follows. So many blocks of fields, each of at most so many bytes; then all are forgotten.
+_KNOWN_BLOCKS = 256
+_KNOWN_SIZE = 2048
+_HTTP_1_1 = (1, 1)
+
 Event = Request | Data | Refused | Signal
+
+# The bytes after a request line: a request of these fields.
+_Known = dict[bytes, Request]
+_known_of: dict[tuple[type, Limits], _Known] = {}
 
 
 class Reader(ABC):
@@ -24,10 +34,11 @@ class Reader(ABC):
     when the bytes do not suffice; `Refused` for good when the client broke the protocol.
     """
 
-    __slots__ = ("_body", "_buffer", "_limits", "_position", "_refused", "_scan")
+    __slots__ = ("_body", "_buffer", "_known", "_limits", "_position", "_refused", "_scan")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._known = _known_of.setdefault((type(self), limits), {})
         self._buffer = b""
         self._position = 0  # of the first byte that no event has consumed
         self._scan: HeadScan | None = None
@@ -89,17 +100,21 @@ class Reader(ABC):
         end = buffer.find(b"\r\n\r\n", begin, begin + limits.head) + 4
         if end >= 4:
             line = REQUEST_LINE.match(buffer, begin)
-            if (
-                line
-                and line.end() - begin <= limits.request_line
-                and buffer.count(b"\n", begin, end) <= limits.fields + 2
-                and FIELDS.match(buffer, line.end())
-            ):
-                self._scan = None
-                self._position = end
-                method, target, major, minor = line.groups()
-                head = buffer[begin:end]
-                return self._begin(method, target, (int(major), int(minor)), head, line.end() - begin)
+            if line and line.end() - begin <= limits.request_line:
+                line_end = line.end()
+                known = self._known.get(buffer[line_end:end])
+                if known:
+                    method, target, major, minor = line.groups()
+                    if target[0] == 0x2F and major == minor == b"1" and method != b"CONNECT":
+                        self._scan = None
+                        self._position = end
+                        return _like(known, method, target)
+                if buffer.count(b"\n", begin, end) <= limits.fields + 2 and FIELDS.match(buffer, line_end):
+                    self._scan = None
+                    self._position = end
+                    method, target, major, minor = line.groups()
+                    head = buffer[begin:end]
+                    return self._begin(method, target, (int(major), int(minor)), head, line_end - begin)
         # Incomplete, or with something wrong: looked at line by line.
         if begin:
             self._buffer, self._position = buffer[begin:], 0
@@ -121,7 +136,24 @@ class Reader(ABC):
             self._body = ChunkedBody(self._limits)
         elif request.content_length:
             self._body = LengthBody(request.content_length)
+        elif request.content_length is None and len(head) - line_end <= _KNOWN_SIZE:
+            self._remember(request, head[line_end:])
         return request
+
+    def _remember(self, request: Request, block: bytes) -> None:
+        if request.version == _HTTP_1_1 and request.target[0] == 0x2F:
+            if len(self._known) >= _KNOWN_BLOCKS:
+                self._known.clear()
+            self._known[block] = request
+
+
+def _like(known: Request, method: bytes, target: bytes) -> Request:
+    """Return a request for a path with the fields of another, which had no body."""
+    path, _, query = target.partition(b"?")
+    return Request(
+        method, target, _HTTP_1_1, known.fields, path, query, known.authority,
+        None, False, known.keep_alive, False, known.notes,
+    )  # fmt: skip
 
 
 def _end_of_empty_lines(buffer: bytes, position: int) -> int:

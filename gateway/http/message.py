@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 Fields = list[tuple[bytes, bytes]]
@@ -40,7 +40,8 @@ class Request:
 
     `target` is as sent; `path` and `query` are its parts, still percent-encoded (`query` without the ``?``).
     `fields` are (name in lower case, value) in the order of arrival. `authority` is the host that is asked, from an
-    absolute target or from Host. `content_length` is None without a body or when it is chunked.
+    absolute target or from Host. `content_length` is None without a body or when it is chunked. `notes` is where
+    those who work something out of the fields alone keep it: requests with the same fields share it.
     """
 
     method: bytes
@@ -54,6 +55,7 @@ class Request:
     chunked: bool = False
     keep_alive: bool = True
     expects_continue: bool = False
+    notes: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def has_body(self) -> bool:
@@ -67,10 +69,10 @@ class Request:
 
     def redirected(self, path: bytes, query: bytes) -> Request:
         """Return the request that a local redirect stands for: a GET without a body (RFC 3875 section 6.2.2)."""
-        fields = [field for field in self.fields if field[0] not in _BODY_FIELDS]
+        fields = [item for item in self.fields if item[0] not in _BODY_FIELDS]
         method = b"HEAD" if self.method == b"HEAD" else b"GET"
         return replace(
-            self, method=method, path=path, query=query, fields=fields, content_length=None, chunked=False
+            self, method=method, path=path, query=query, fields=fields, content_length=None, chunked=False, notes={}
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -37,12 +38,16 @@ def date_line() -> bytes:
     return _date_line
 
 
-def encode_head(status: int, reason: bytes, fields: Fields, framing: bytes) -> bytes:
-    """Return the head's bytes.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first lines of a head: status line, fields, Server. `has_date`: the fields hold a Date."""
 
-    `framing` holds complete lines about length and persistence. Date and Server are added where `fields`, whose
-    names may be of any case, lack them.
-    """
+    lines: bytes
+    has_date: bool
+
+
+def encode_start(status: int, reason: bytes, fields: Fields) -> Start:
+    """Return what a head begins with. Server is added where `fields`, whose names may be of any case, lack it."""
     if not reason or reason == REASONS.get(status):
         line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
     else:
@@ -55,10 +60,11 @@ def encode_head(status: int, reason: bytes, fields: Fields, framing: bytes) -> b
         elif len(name) == 6 and name.lower() == b"server":
             has_server = True
         parts.append(b"%s: %s\r\n" % (name, value))
-    if not has_date:
-        parts.append(date_line())
     if not has_server:
         parts.append(_SERVER_LINE)
-    parts.append(framing)
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    return Start(b"".join(parts), has_date)
+
+
+def encode_head(start: Start, framing: bytes) -> bytes:
+    """Return the head's bytes. `framing` holds complete lines about length and persistence; a Date is added."""
+    return b"".join((start.lines, b"" if start.has_date else date_line(), framing, b"\r\n"))

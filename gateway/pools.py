@@ -1,0 +1,39 @@
+"""Pools of FastCGI processes that the server starts: each has a manager of its own, ``python -m fcgi_pool``."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from gateway.settings import Pool
+
+# From the start of a manager until it listens, in seconds. Its workers may take longer; who connects then waits.
+_PATIENCE = 10.0
+
+
+def become_manager(pool: Pool, ready: int) -> NoReturn:
+    """Turn this process into the manager of `pool`, which writes to the descriptor `ready` once it listens."""
+    os.set_inheritable(ready, True)
+    arguments = [sys.executable, "-m", "fcgi_pool"]
+    arguments += ["--listen", str(pool.server.address), "--children", str(pool.server.connections)]
+    arguments += ["--name", pool.server.name, "--ready-fd", str(ready), "--die-with-parent"]
+    for name, value in pool.env:
+        arguments += ["--env", f"{name}={value}"]
+    os.execv(sys.executable, [*arguments, "--", *pool.command])
+
+
+def start_and_wait(start: Callable[[int], int]) -> tuple[int, bool]:
+    """Return the pid of a manager that `start` starts, given a descriptor, and whether it listens."""
+    reading, writing = os.pipe()
+    try:
+        try:
+            pid = start(writing)
+        finally:
+            os.close(writing)
+        ready, _, _ = select.select([reading], [], [], _PATIENCE)
+        return pid, bool(ready and os.read(reading, 64))
+    finally:
+        os.close(reading)
