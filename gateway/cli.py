@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the same, and start COMMAND, any FastCGI program, as a pool of processes; repeatable")  # fmt: skip
     add("--php", action="append", default=[], metavar="[PREFIX=]DIR",
         help="serve a PHP site: *.php in DIR by a pool of php-cgi, other files as they are; repeatable")  # fmt: skip
+    add("--authorizer", action="append", default=[], metavar="PREFIX=ADDRESS",
+        help="ask the FastCGI Authorizer at ADDRESS before anything below PREFIX is served; repeatable")  # fmt: skip
     add("--listen", action="append", default=[], metavar="ADDRESS",
         help=f"HOST:PORT, [::1]:PORT or unix:PATH; repeatable (default {_DEFAULT_LISTEN})")  # fmt: skip
     add("--workers", metavar="N", default="", help="front workers (default: number of CPUs)")
@@ -134,6 +136,8 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         raise UsageError(f"--env: all of them together are over {_ENV_LIMIT} bytes; put large values into a file")
     mounts: list[Mount] = [_mount(text, env, options) for text in options.cgi_dir]
     mounts += [_fastcgi(text, env, options) for text in options.fastcgi]
+    authorizers = [_fastcgi(text, env, options, "--authorizer") for text in options.authorizer]
+    _refuse_duplicates("--authorizer", [mount.prefix for mount in authorizers])
     pools: list[Pool] = []
     for text in options.pool:
         mounts.append(_pool(text, env, options, sockets, pools))
@@ -151,6 +155,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         listen=tuple(listen),
         mounts=tuple(mounts),
         pools=tuple(pools),
+        authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
         http=options.http,
         loop=options.loop,
@@ -242,10 +247,12 @@ def _prefix(option: str, text: str, prefix: str, example: str) -> str:
     return prefix
 
 
-def _fastcgi(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace) -> FastCgiMount:
+def _fastcgi(
+    text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace, option: str = "--fastcgi"
+) -> FastCgiMount:
     prefix, _, target = text.partition("=")
-    prefix = _prefix("--fastcgi", text, prefix, "/app/=unix:/run/app.sock")
-    return FastCgiMount(prefix, _server("--fastcgi", text, prefix, target, options), env)
+    prefix = _prefix(option, text, prefix, "/app/=unix:/run/app.sock")
+    return FastCgiMount(prefix, _server(option, text, prefix, target, options), env)
 
 
 def _server(option: str, text: str, name: str, target: str, options: argparse.Namespace) -> FastCgiServer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gateway import pages
@@ -39,6 +40,14 @@ def renew_ids() -> None:
     _ids_begin, _ids_given = "", 0
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an Authorizer said: that the request may pass `by` it, and `variables` for the program."""
+
+    by: object
+    variables: dict[bytes, bytes]
+
+
 class Responder(Protocol):
     """What answers an exchange over time."""
 
@@ -58,7 +67,7 @@ class Exchange:
 
     __slots__ = (
         "_begun", "_chunked", "_connection", "_ended", "_left", "_mute", "_persistence", "_programs", "_start",
-        "_started", "body", "id", "record", "request", "responder", "worker",
+        "_started", "body", "granted", "id", "record", "request", "responder", "worker",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
@@ -67,6 +76,7 @@ class Exchange:
         self.worker = worker
         self.responder: Responder | None = None
         self.body: Body | None = None
+        self.granted: Grant | None = None
         self.record = Record(connection.client_address, request, self.id)
         self._connection = connection
         self._started = worker.now()

@@ -103,6 +103,8 @@ class Settings:
     listen: tuple[Address, ...]
     mounts: tuple[Mount, ...]
     pools: tuple[Pool, ...] = ()
+    # Asked before anything below their prefix is served.
+    authorizers: tuple[FastCgiMount, ...] = ()
     workers: int = 1
     http: str = "auto"
     loop: str = "auto"
@@ -122,5 +124,6 @@ class Settings:
 
     @property
     def fastcgi_servers(self) -> tuple[FastCgiServer, ...]:
-        """Every FastCGI server that a mount leads to, once."""
-        return tuple({mount.server: None for mount in self.mounts if not isinstance(mount, CgiMount)})
+        """Every FastCGI server that is asked for something, once."""
+        mounts = (*self.mounts, *self.authorizers)
+        return tuple({mount.server: None for mount in mounts if not isinstance(mount, CgiMount)})

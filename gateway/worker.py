@@ -24,6 +24,7 @@ from gateway.exchange import Exchange, renew_ids
 from gateway.fastcgi.backend import Backend
 from gateway.fastcgi.tokens import Share
 from gateway.fault import Fault
+from gateway.handlers.authorizer import Authorizer
 from gateway.handlers.cgi import CgiDirectory
 from gateway.handlers.fastcgi import FastCgiApplication
 from gateway.handlers.index import Index
@@ -108,6 +109,8 @@ class Worker:
         for mount in settings.mounts:
             routes[mount.prefix] = self._handler(mount)
         self._router = Router(routes.items())
+        guards = [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers]
+        self._guards = Router(guards) if guards else None
 
     def _handler(self, mount: Mount) -> Handler:
         if isinstance(mount, CgiMount):
@@ -220,6 +223,8 @@ class Worker:
     def route(self, exchange: Exchange, redirects: int) -> None:
         """Hand `exchange` to what its path leads to, after so many redirects within the server."""
         try:
+            if self._guards and self._is_asked(exchange, self._guards, redirects):
+                return
             match = self._router.match(exchange.request.path)
         except BadPath as bad:
             exchange.fail(Fault(400, str(bad)))
@@ -228,6 +233,14 @@ class Worker:
             match.target.answer(exchange, match.rest, match.is_directory, redirects)
         else:
             exchange.fail(Fault(404, "nothing is mounted there"))
+
+    def _is_asked(self, exchange: Exchange, guards: Router[Authorizer], redirects: int) -> bool:
+        """Ask the Authorizer of the path, unless there is none or it has let the request pass; raise BadPath."""
+        guard = guards.match(exchange.request.path)
+        if not guard or (exchange.granted and exchange.granted.by is guard.target):
+            return False
+        guard.target.ask(exchange, redirects)
+        return True
 
     def new_body(
         self, exchange: Exchange, on_complete: Callable[[], None], on_error: Callable[[OSError], None]

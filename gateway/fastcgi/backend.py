@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # An idle connection pins a child, which others may want, too. Kept for the next request for so many seconds.
 _LEASE = 0.05
+# A connection in use is renewed after so many seconds. Whoever watches a program from without, as a pool's manager
+# does, sees the age of its connection, and takes that for the age of its request.
+_LIFE = 1.0
 # A Unix socket whose queue is full refuses (EAGAIN) and tells nobody when it has room; tried again, in seconds.
 _RETRY = 0.01
 
@@ -187,7 +190,7 @@ class Backend:
 
     def done(self, link: Link, usable: bool) -> None:
         """The request on `link` has ended; `usable`: the link can serve another."""
-        if not usable:
+        if not usable or self.worker.now() - link.opened > _LIFE:
             self.lost(link)
             return
         waiting = self._waiting

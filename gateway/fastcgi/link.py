@@ -54,7 +54,7 @@ class Link:
 
     __slots__ = (
         "_backend", "_body", "_connecting", "_events", "_is_ready", "_offset", "_out", "_piece", "_reader", "_run",
-        "_socket", "keeps", "served",
+        "_socket", "heard", "keeps", "opened", "served",
     )  # fmt: skip
 
     def __init__(self, backend: Backend, connected: socket.socket, connecting: bool, keeps: bool) -> None:
@@ -62,7 +62,9 @@ class Link:
         self._socket = connected
         self._connecting = connecting
         self.keeps = keeps
+        self.opened = backend.worker.now()
         self.served = 0  # requests before this one
+        self.heard = False  # something of this one's answer has come, if not all
         self._reader = ResponseReader()
         self._run: Requester | None = None
         self._out: deque[bytes | memoryview] = deque()
@@ -84,6 +86,7 @@ class Link:
     def begin(self, run: Requester, request: bytes, body: Body | None) -> None:
         """Send a request; its `body`, if there is one, follows `request`."""
         self._run = run
+        self.heard = False
         if not self._is_ready:
             self._reader.begin()
         self._is_ready = False
@@ -187,8 +190,12 @@ class Link:
         data = body.read(self._offset, _BODY_PIECE)
         self._offset += len(data)
         self._out.extend(stdin_records(data) if data else ())
-        if not data or self._offset >= body.length:
+        if self._offset >= body.length:
             self._out.append(END_OF_STDIN)
+            self._body = None
+        elif not data:
+            # The client has its answer, and the body was given up with it: what is missing must not look like an end.
+            self._out.append(ABORT)
             self._body = None
         return True
 
@@ -213,6 +220,7 @@ class Link:
             self._is_ready = True
             self._ended(run, *whole)
             return
+        self.heard = True
         reader.receive(data)
         pieces: list[bytes] = []
         end: End | None = None

@@ -37,12 +37,13 @@ class Params:
     def encode(self, exchange: Exchange, script: Script, body_length: int | None) -> bytes:
         """Return all variables of the request of `exchange`, encoded; for `body_length` see `request_variables`."""
         request = exchange.request
-        if not self._is_plain:
-            return encode_params(
-                request_variables(
-                    request, script, self._variables, exchange.variables, body_length, self._pass_authorization
-                ).items()
+        if not self._is_plain or exchange.granted:
+            variables = request_variables(
+                request, script, self._variables, exchange.variables, body_length, self._pass_authorization
             )
+            if exchange.granted:
+                variables |= exchange.granted.variables
+            return encode_params(variables.items())
         by_host = exchange.connection_notes
         connection = by_host.get(request.authority)
         if connection is None:

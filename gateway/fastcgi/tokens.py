@@ -63,6 +63,7 @@ class Share:
         self._numbers = tokens.numbers
         self._mine = worker * _NUMBERS
         self._peers = [(peer, peer * _NUMBERS) for peer in range(len(tokens.pokes)) if peer != worker]
+        self._held = [peer * _NUMBERS + _HELD for peer in range(len(tokens.pokes))]
         self.poked = tokens.pokes[worker]
 
     def __repr__(self) -> str:
@@ -71,7 +72,9 @@ class Share:
 
     def take(self) -> bool:
         """Take a token; return False if there is none."""
-        if self._numbers[self._mine + _HELD] >= self._tokens.count:
+        # Who puts one back counts it down afterwards, and then looks for who waits: so whoever has written down that it
+        # waits, and finds all of them held here, is poked.
+        if sum([self._numbers[place] for place in self._held]) >= self._tokens.count:
             return False
         # Counted before it is taken: if this process is killed in between, there is one too many and not one too few.
         self._numbers[self._mine + _HELD] += 1

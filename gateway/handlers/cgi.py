@@ -138,6 +138,8 @@ class CgiRun:
             self._body.length if self._body else None,
             mount.pass_authorization,
         )
+        if exchange.granted:
+            variables |= exchange.granted.variables
         self._stdout = reading[0]
         self._error_stream = ErrorStream(reading[1], self._log_stderr)
         self._deadline = self._worker.now() + self._worker.settings.timeouts.script

@@ -117,9 +117,12 @@ class FastCgiRun:
         """Send the request on `link`."""
         self._link = link
         self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        link.begin(self, self._encode(link), self._body)
+
+    def _encode(self, link: Link) -> bytes:
         body = self._body
         params = self._params.encode(self._exchange, self._script, body.length if body else None)
-        link.begin(self, encode_request(params, keep=link.keeps, ends=body is None), body)
+        return encode_request(params, keep=link.keeps, ends=body is None)
 
     def refused(self, error: int) -> None:
         """The server cannot be connected to."""
@@ -233,7 +236,7 @@ class FastCgiRun:
                 self._relay.finish(words)
             else:
                 exchange.fail(Fault(502, words))
-        elif not (link and self._may_be_repeated(link, was_reset) and self._retry()):
+        elif not (link and not link.heard and self._may_be_repeated(link, was_reset) and self._retry()):
             self._fail(Fault(502, self._in_words(f"gave no answer: {why}")))
 
     def _may_be_repeated(self, link: Link, was_reset: bool) -> bool:
