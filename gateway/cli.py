@@ -12,10 +12,9 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from fcgi_pool.listener import Address, AddressError, unlink_socket
-from gateway import __version__
 from gateway.check import report
 from gateway.error_log import ErrorLog
 from gateway.fastcgi.backend import resolve
@@ -24,6 +23,7 @@ from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
 from gateway.log_file import LogFile
 from gateway.master import Master
+from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Pool, Settings, SiteMount, Timeouts, Tls
 from gateway.tls import TlsError, server_context
 
@@ -32,90 +32,15 @@ _PREFIX = re.compile(r"/(?:[^\s=?#%]*/)?")
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 # A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
 _ENV_LIMIT = 64 * 1024
-_DEFAULT_PREFIX = "/cgi-bin/"
-_DEFAULT_LISTEN = "127.0.0.1:8000"
 
 _Opened = TypeVar("_Opened")
-
-
-class UsageError(ValueError):
-    """A mistake of the user; the text names the option, what is wrong and what would be right."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')}; see python -m gateway --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m gateway",
-        description="Serves CGI programs: every executable file below a directory, unchanged, over HTTP.",
-        epilog="Example: python -m gateway --cgi-dir cgi-bin",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--version", action="version", version=f"gateway {__version__}")
-    add("--cgi-dir", action="append", default=[], metavar="[PREFIX=]DIR",
-        help=f"serve the programs in DIR below PREFIX (default {_DEFAULT_PREFIX}); repeatable")  # fmt: skip
-    add("--fastcgi", action="append", default=[], metavar="PREFIX=ADDRESS",
-        help="serve below PREFIX by the FastCGI server at unix:PATH or tcp:HOST:PORT; repeatable")  # fmt: skip
-    add("--pool", action="append", default=[], metavar="PREFIX=COMMAND",
-        help="the same, and start COMMAND, any FastCGI program, as a pool of processes; repeatable")  # fmt: skip
-    add("--php", action="append", default=[], metavar="[PREFIX=]DIR",
-        help="serve a PHP site: *.php in DIR by a pool of php-cgi, other files as they are; repeatable")  # fmt: skip
-    add("--authorizer", action="append", default=[], metavar="PREFIX=ADDRESS",
-        help="ask the FastCGI Authorizer at ADDRESS before anything below PREFIX is served; repeatable")  # fmt: skip
-    add("--listen", action="append", default=[], metavar="ADDRESS",
-        help=f"HOST:PORT, [::1]:PORT or unix:PATH; repeatable (default {_DEFAULT_LISTEN})")  # fmt: skip
-    add("--workers", metavar="N", default="", help="front workers (default: number of CPUs)")
-    add("--check", action="store_true", help="say what would be served, and what would fail; serve nothing")
-    group = parser.add_argument_group("programs")
-    add = group.add_argument
-    add("--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="give every program this variable; without VALUE, the server's own")  # fmt: skip
-    add("--script-timeout", metavar="SECONDS", help="longest silence of a program (default 60)")
-    add("--queue-timeout", metavar="SECONDS", help="longest wait for a place to be served in (default 30)")
-    add("--kill-timeout", metavar="SECONDS", help="from TERM to KILL for a program that is ended (default 3)")
-    add("--max-programs", metavar="N", default="256", help="programs at once, per worker (default 256); more wait")
-    add("--kill-group", action="store_true", help="when a program ends, end what it left in its process group")
-    add("--follow-links", action=argparse.BooleanOptionalAction, default=True,
-        help="follow symbolic links below a directory of programs (default: yes)")  # fmt: skip
-    add("--php-server", metavar="ADDRESS", default="",
-        help="run the *.php of --php by the server at ADDRESS, php-fpm say, and not by a pool of our own")  # fmt: skip
-    add("--children", metavar="N", help="processes of each pool (default: two for each CPU, at least 4)")
-    add("--connections", metavar="N",
-        help="connections that such a server can serve at once (default: not known, one a request)")  # fmt: skip
-    group = parser.add_argument_group("clients")
-    add = group.add_argument
-    add("--max-body", metavar="SIZE", default="2G", help="largest body of a request, as 512K, 16M, 2G (default 2G)")
-    add("--header-timeout", metavar="SECONDS", help="a request's head must be complete within (default 20)")
-    add("--body-timeout", metavar="SECONDS", help="longest stall of a request's body (default 60)")
-    add("--send-timeout", metavar="SECONDS", help="longest time a client takes nothing (default 60)")
-    add("--keepalive-timeout", metavar="SECONDS", help="longest pause between two requests (default 75)")
-    add("--tls-cert", metavar="FILE", default="", help="serve https with this certificate chain (PEM)")
-    add("--tls-key", metavar="FILE", default="", help="its private key (default: in the same file)")
-    group = parser.add_argument_group("logs and files")
-    add = group.add_argument
-    add("--debug", action="store_true", help="explain errors to the client, too: not for the public")
-    add("--access-log", metavar="PATH", default="-", help="a path, - for standard output, or off (default -)")
-    add("--error-log", metavar="PATH", default="-", help="a path, or - for standard error (default -)")
-    add("--log-format", choices=("combined", "json"), default="combined", help="of the access log")
-    add("--pid-file", metavar="PATH", default="", help="holds the master's pid while it serves")
-    add("--temp-dir", metavar="DIR", default="", help="for large bodies (default: the system's, see TMPDIR)")
-    group = parser.add_argument_group("internals")
-    add = group.add_argument
-    add("--stop-timeout", metavar="SECONDS", help="QUIT waits so long for what is under way (default 30)")
-    add("--http", choices=("auto", "h11", "httptools"), default="auto", help="who reads requests")
-    add("--loop", choices=("auto", "asyncio", "uvloop"), default="auto", help="the event loop")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 2 for a mistake in the options."""
     _keep_descriptors()
     try:
-        options = _parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         if options.check:
             return report(read_settings(options))
         if not (options.pool or options.php):
@@ -145,7 +70,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_php(text, env, options, sockets, pools))
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
-    listen = [_address(text) for text in options.listen or [_DEFAULT_LISTEN]]
+    listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
     _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])
     for option in ("http", "loop"):
         _installed(option, getattr(options, option))
@@ -220,7 +145,7 @@ def _opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
 
 
 def _mount(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace) -> CgiMount:
-    prefix, directory = _prefix_and_directory("--cgi-dir", text, _DEFAULT_PREFIX)
+    prefix, directory = _prefix_and_directory("--cgi-dir", text, DEFAULT_PREFIX)
     return CgiMount(prefix, directory, env, follow_links=options.follow_links, kill_group=options.kill_group)
 
 
