@@ -28,6 +28,7 @@ lint: venv
 
 bench: venv
 	$(BIN)/python -m bench.cgi
+	$(BIN)/python -m bench.fastcgi
 
 load: venv
 	$(BIN)/python -m tests.load

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.processes import Child, Children, StartFailed
-from bench.site import BENCH, REPOSITORY, Site, program_path
+from bench.site import BENCH, REPOSITORY, Site
 
 HOST = "127.0.0.1"
 OURS = "gateway"
@@ -39,6 +39,7 @@ class Running:
     port: int
     child: Child
     helpers: tuple[Child, ...] = ()
+    backends: tuple[Child, ...] = ()  # stopped with it; the CPU time they use is not counted as its own
 
     def url(self, path: str) -> str:
         return f"http://{HOST}:{self.port}{path}"
@@ -95,6 +96,19 @@ def accepts(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
         return True
     return False
+
+
+def start_gateway(children: Children, work: Path, options: Sequence[str]) -> tuple[Child, int]:
+    """This project's server, run as a user runs it, with its log in `work`; and its port."""
+    if not (REPOSITORY / "gateway" / "__main__.py").exists():
+        raise Missing("gateway has no __main__.py")
+    argv = [sys.executable, "-m", "gateway", "--listen", f"{HOST}:0", "--access-log", str(work / "access.log")]
+    child = children.start("gateway", [*argv, *options], work / "gateway.log", cwd=REPOSITORY)
+    child.wait_until(lambda: "gateway: ready" in child.output, "line 'gateway: ready'")
+    found = re.search(rf"listening on http://{re.escape(HOST)}:(\d+)/", child.output)
+    if found is None:
+        raise StartFailed(f"gateway named no port: {child.last_words()}")
+    return child, int(found[1])
 
 
 @dataclass(frozen=True)
@@ -225,26 +239,19 @@ class Gateway:
         return f"Python {sys.version.split()[0]}"
 
     def start(self, site: Site, children: Children) -> Running:
-        if not (REPOSITORY / "gateway" / "__main__.py").exists():
-            raise Missing("gateway has no __main__.py")
         work = site.work(f"gateway-{free_port()}")
-        argv = [sys.executable, "-m", "gateway", "--cgi-dir", str(site.programs), "--listen", f"{HOST}:0"]
-        argv += ["--access-log", str(work / "access.log"), *shlex.split(self.options)]
-        child = children.start("gateway", argv, work / "gateway.log", cwd=REPOSITORY)
-        child.wait_until(lambda: "gateway: ready" in child.output, "line 'gateway: ready'")
-        found = re.search(rf"listening on http://{re.escape(HOST)}:(\d+)/", child.output)
-        if found is None:
-            raise StartFailed(f"gateway named no port: {child.last_words()}")
-        return Running(self.name, self.label, int(found[1]), child)
+        argv = ["--cgi-dir", str(site.programs), *shlex.split(self.options)]
+        child, port = start_gateway(children, work, argv)
+        return Running(self.name, self.label, port, child)
 
 
 PEERS: tuple[Server, ...] = (Nginx(), Apache(), Lighttpd())
 NAMES = (OURS, *(peer.name for peer in PEERS))
 
 
-def check(server: Running, programs: Sequence[str]) -> None:
-    """Raise StartFailed unless the server answers with its page and with the output of every program."""
-    for path in ["/", *map(program_path, programs)]:
+def check(server: Running, paths: Sequence[str]) -> None:
+    """Raise StartFailed unless the server answers for each path, with `hello` for all but its page at `/`."""
+    for path in paths:
         connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
         try:
             connection.request("GET", path)

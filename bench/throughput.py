@@ -8,7 +8,7 @@ from statistics import median
 
 from bench.load import CONNECTIONS, Load, Wrk
 from bench.servers import OURS, Running
-from bench.site import PROGRAMS, program_path
+from bench.site import PROGRAMS
 from bench.table import Target, table
 
 LEAST_RATE = 1.1  # × the fastest peer
@@ -54,15 +54,16 @@ class Result:
 HEAD = ["server", "req/s", "least–most", "p50 ms", "p99 ms", "own CPU ms", "errors"]
 
 
-def measure(wrk: Wrk, servers: Sequence[Running], program: str, rounds: int, seconds: float) -> list[Result]:
+def measure(
+    wrk: Wrk, servers: Sequence[Running], path: str, rounds: int, seconds: float, connections: int = CONNECTIONS
+) -> list[Result]:
     """Warm each server up, then run A B C D A B C D …, so that a slow minute of the machine is everyone's."""
-    path = program_path(program)
     results = [Result(server.name, server.label) for server in servers]
     for server in servers:
-        wrk.run(server, path, 1)
+        wrk.run(server, path, 1, connections)
     for _ in range(rounds):
         for server, result in zip(servers, results, strict=True):
-            result.runs.append(wrk.run(server, path, seconds))
+            result.runs.append(wrk.run(server, path, seconds, connections))
     return results
 
 

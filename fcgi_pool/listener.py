@@ -54,9 +54,15 @@ class Address:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def listen(self, mode: int = 0o660) -> socket.socket:
-        """Return a non-blocking socket that listens here; raise AddressError. `mode` is a Unix socket's."""
-        return _listen_unix(self.path, mode) if self.path else _listen_tcp(self.host, self.port)
+    def listen(self, mode: int = 0o660, owner: int = -1, group: int = -1, backlog: int = BACKLOG) -> socket.socket:
+        """Return a non-blocking socket that listens here; raise AddressError.
+
+        `mode`, `owner` and `group` (numbers, -1: as they are) are those of a Unix socket's file. `backlog`: connections
+        that may wait to be accepted.
+        """
+        if self.path:
+            return _listen_unix(self.path, mode, owner, group, backlog)
+        return _listen_tcp(self.host, self.port, backlog)
 
 
 def unlink_socket(listener: socket.socket) -> None:
@@ -68,7 +74,7 @@ def unlink_socket(listener: socket.socket) -> None:
                 os.unlink(name)
 
 
-def _listen_tcp(host: str, port: int) -> socket.socket:
+def _listen_tcp(host: str, port: int, backlog: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
@@ -83,7 +89,7 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
         # Inherited by accepted sockets: one write is one answer, waiting for more only delays it.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(name)
-        listener.listen(BACKLOG)
+        listener.listen(backlog)
     except OSError as error:
         listener.close()
         raise AddressError(_why_not_bound(error, host, port)) from None
@@ -101,15 +107,35 @@ def _why_not_bound(error: OSError, host: str, port: int) -> str:
     return f"cannot listen: {error.strerror}"
 
 
-def _listen_unix(path: str, mode: int) -> socket.socket:
+def set_access(path: str, mode: int, owner: int = -1, group: int = -1) -> None:
+    """Say who may connect to the Unix socket at `path`, which is the key to what it serves; raise OSError.
+
+    Owner and group first: until the mode is set, nobody else may.
+    """
+    if owner != -1 or group != -1:
+        os.chown(path, owner, group)
+    os.chmod(path, mode)
+
+
+def _listen_unix(path: str, mode: int, owner: int, group: int, backlog: int) -> socket.socket:
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Bound under the strictest mask, so that nobody connects before the mode is set.
     mask = os.umask(0o177)
     try:
         listener.bind(path)
-        os.chmod(path, mode)
-        listener.listen(BACKLOG)
+        set_access(path, mode, owner, group)
+        listener.listen(backlog)
+    except PermissionError as error:
+        is_bound = bool(listener.getsockname())
+        if is_bound:
+            unlink_socket(listener)
+        listener.close()
+        if is_bound and (owner != -1 or group != -1):
+            why = "only root, or for a group its member, can give the socket away; leave owner and group out"
+        else:
+            why = "the directory must exist and be writable"
+        raise AddressError(f"cannot listen: {error.strerror}; {why}") from None
     except OSError as error:
         listener.close()
         raise AddressError(f"cannot listen: {error.strerror}; the directory must exist and be writable") from None

@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; it raises UsageError."""
     parser = _Parser(
         prog="python -m gateway",
-        description="Serves programs over HTTP, unchanged: CGI programs, a process for each request, and FastCGI programs, a pool of them.",
+        description="Serves programs over HTTP: CGI, a process for each request, and FastCGI, a pool of processes.",
         epilog="Example: python -m gateway --cgi-dir cgi-bin",
         allow_abbrev=False,
     )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 import resource
 import sys
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
 from fcgi_pool.protocol import ApplicationSide, ProtocolError, ResponseReader, Role, encode_params, encode_record
-from fcgi_pool.protocol.application import Abort, DataStream, Params, Stdin
+from fcgi_pool.protocol.application import Abort, DataStream, Environment, Params, Stdin
 from fcgi_pool.protocol.web_server import Stderr, Stdout, Values
 
 # Records of one conversation, before it is mutated.
@@ -92,21 +93,35 @@ def _mutate(rng: random.Random, record: bytes) -> bytes:
     return bytes(changed)
 
 
+class _TextSide(ApplicationSide):
+    """The application's side as a worker uses it."""
+
+
+def _size(pairs: Iterable[tuple[Sized, Sized]]) -> int:
+    return sum(len(name) + len(value) for name, value in pairs)
+
+
 def _feed(rng: random.Random, reader: ApplicationSide | ResponseReader, data: bytes) -> bool:
     """Give a reader the bytes in pieces; return whether it took all of them."""
     told = answered = at = 0
     try:
         while at < len(data):
             size = rng.choice((1, 7, 8, 60, 4096))
-            reader.receive(data[at : at + size])
+            if isinstance(reader, _TextSide):
+                variables = reader.receive_request(data[at : at + size])
+                told += _size(variables.items()) if variables else 0
+            else:
+                reader.receive(data[at : at + size])
             at += size
             while event := reader.next_event():
                 if isinstance(event, Stdin | DataStream | Stdout | Stderr):
                     told += len(event.data)
                 elif isinstance(event, Params):
-                    told += sum(len(name) + len(value) for name, value in event.pairs)
+                    told += _size(event.pairs)
+                elif isinstance(event, Environment):
+                    told += _size(event.variables.items())
                 elif isinstance(event, Values):
-                    told += sum(len(name) + len(value) for name, value in event.values.items())
+                    told += _size(event.values.items())
                 elif isinstance(event, Abort) and isinstance(reader, ApplicationSide):
                     reader.end()
             if isinstance(reader, ApplicationSide):
@@ -130,7 +145,9 @@ def run(records: int, seed: int) -> Tally:
         changed = rng.randrange(1, 4)
         for index in rng.sample(range(LENGTH), changed):
             conversation[index] = _mutate(rng, conversation[index])
-        reader = ApplicationSide(roles=Role) if is_request else ResponseReader()
+        reader: ApplicationSide | ResponseReader = ResponseReader()
+        if is_request:
+            reader = _TextSide(as_text=True) if rng.random() < 0.5 else ApplicationSide(roles=Role)
         if _feed(rng, reader, b"".join(conversation)):
             tally.finished += 1
         else:

@@ -1,6 +1,16 @@
 """FastCGI 1.0 without I/O: bytes in, events out, on both sides of a connection."""
 
-from fcgi_pool.protocol.application import ApplicationSide
+from fcgi_pool.protocol.application import (
+    Abort,
+    ApplicationSide,
+    BeginRequest,
+    DataStream,
+    DataStreamEnd,
+    Environment,
+    Params,
+    Stdin,
+    StdinEnd,
+)
 from fcgi_pool.protocol.params import ParamsReader, decode_params, encode_pair, encode_params, params_records
 from fcgi_pool.protocol.records import (
     MAX_CONTENT,
@@ -14,7 +24,13 @@ from fcgi_pool.protocol.records import (
 from fcgi_pool.protocol.web_server import (
     ABORT,
     END_OF_STDIN,
+    End,
     ResponseReader,
+    Stderr,
+    Stdout,
+    StreamEnd,
+    UnknownType,
+    Values,
     encode_request,
     get_values,
     stdin_records,
@@ -24,7 +40,14 @@ __all__ = [
     "ABORT",
     "END_OF_STDIN",
     "MAX_CONTENT",
+    "Abort",
     "ApplicationSide",
+    "BeginRequest",
+    "DataStream",
+    "DataStreamEnd",
+    "End",
+    "Environment",
+    "Params",
     "ParamsReader",
     "ProtocolError",
     "ProtocolStatus",
@@ -32,6 +55,13 @@ __all__ = [
     "RecordType",
     "ResponseReader",
     "Role",
+    "Stderr",
+    "Stdin",
+    "StdinEnd",
+    "Stdout",
+    "StreamEnd",
+    "UnknownType",
+    "Values",
     "decode_params",
     "encode_pair",
     "encode_params",
