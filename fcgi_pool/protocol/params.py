@@ -78,31 +78,17 @@ def params_records(params: bytes, request_id: int = 1) -> bytes:
 
 
 def decode_params(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the pairs of a complete stream; raise ProtocolError.
-
-    Every length is compared with what is left before anything is made from it.
-    """
+    """Return the pairs of a complete stream; raise ProtocolError."""
+    _check_count(data)
     pairs: list[tuple[bytes, bytes]] = []
     at, end = 0, len(data)
-    for _ in range(PAIRS_LIMIT):
-        if at == end:
-            return pairs
-        # A name and a value of up to 127 bytes, as nearly all are.
-        name_length = data[at]
-        if name_length < 128 and at + 1 < end and data[at + 1] < 128:
-            value_length = data[at + 1]
-            at += 2
-        else:
-            name_length, at = _decode_length(data, at)
-            value_length, at = _decode_length(data, at)
-        middle = at + name_length
-        last = middle + value_length
-        if last > end:
-            raise ProtocolError(_beyond_end(name_length, value_length, end - at))
-        pairs.append((data[at:middle], data[middle:last]))
-        at = last
-    if at < end:
-        raise ProtocolError(f"more than {PAIRS_LIMIT} name–value pairs")
+    while at < end:
+        begin, name_length, value_length = _decode_lengths(data, at)
+        middle = begin + name_length
+        at = middle + value_length
+        if at > end:
+            raise ProtocolError(_beyond_end(name_length, value_length, end - begin))
+        pairs.append((data[begin:middle], data[middle:at]))
     return pairs
 
 
@@ -111,27 +97,28 @@ def decode_environment(data: bytes) -> dict[str, str]:
 
     Of pairs with the same name the last counts. Raises ProtocolError.
     """
+    _check_count(data)
     text = data.decode("latin-1")
     found: dict[str, str] = {}
     at, end = 0, len(data)
-    # Where the second length of a short pair may stand.
-    last_length = end - 1
-    for _ in range(PAIRS_LIMIT):
-        if at == end:
-            return found
-        if at < last_length and (name_length := data[at]) < 128 and (value_length := data[at + 1]) < 128:
-            at += 2
-        else:
-            name_length, at = _decode_length(data, at)
-            value_length, at = _decode_length(data, at)
-        middle = at + name_length
-        last = middle + value_length
-        if last > end:
-            raise ProtocolError(_beyond_end(name_length, value_length, end - at))
-        found[text[at:middle]] = text[middle:last]
-        at = last
-    if at < end:
-        raise ProtocolError(f"more than {PAIRS_LIMIT} name–value pairs")
+    begin = name_length = value_length = 0
+    try:
+        while at < end:
+            # As _decode_lengths, for pairs that are short, as nearly all are: a worker does this for every request.
+            name_length = data[at]
+            value_length = data[at + 1]
+            if name_length | value_length < 128:
+                begin = at + 2
+            else:
+                begin, name_length, value_length = _decode_lengths(data, at)
+            middle = begin + name_length
+            at = middle + value_length
+            # Beyond the end there is nothing to take: a length that lies costs no memory.
+            found[text[begin:middle]] = text[middle:at]
+    except IndexError:
+        raise ProtocolError(_WITHIN_LENGTH) from None
+    if at > end:
+        raise ProtocolError(_beyond_end(name_length, value_length, end - begin))
     return found
 
 
@@ -163,8 +150,31 @@ class ParamsReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+_WITHIN_LENGTH = "the name–value pairs end within a length"
+
+
+def _check_count(data: bytes) -> None:
+    """Raise ProtocolError for too many pairs; no pair is shorter than two bytes."""
+    if len(data) <= 2 * PAIRS_LIMIT:
+        return
+    at, count = 0, 0
+    while at < len(data):
+        begin, name_length, value_length = _decode_lengths(data, at)
+        at = begin + name_length + value_length
+        count += 1
+        if count > PAIRS_LIMIT:
+            raise ProtocolError(f"more than {PAIRS_LIMIT} name–value pairs")
+
+
 def _beyond_end(name_length: int, value_length: int, left: int) -> str:
     return f"a name of {name_length} and a value of {value_length} bytes, but only {left} bytes are left"
+
+
+def _decode_lengths(data: bytes, at: int) -> tuple[int, int, int]:
+    """Return where the name begins, its length and the value's; raise ProtocolError."""
+    name_length, at = _decode_length(data, at)
+    value_length, at = _decode_length(data, at)
+    return at, name_length, value_length
 
 
 def _decode_length(data: bytes, at: int) -> tuple[int, int]:
@@ -174,13 +184,12 @@ def _decode_length(data: bytes, at: int) -> tuple[int, int]:
             return data[at], at + 1
         if at + 4 <= len(data):
             return int.from_bytes(data[at : at + 4], "big") & 0x7FFFFFFF, at + 4
-    raise ProtocolError("the name–value pairs end within a length")
+    raise ProtocolError(_WITHIN_LENGTH)
 
 
 def _end_of_pair(data: bytes, at: int) -> int:
-    name_length, at = _decode_length(data, at)
-    value_length, at = _decode_length(data, at)
-    end = at + name_length + value_length
+    begin, name_length, value_length = _decode_lengths(data, at)
+    end = begin + name_length + value_length
     if end > len(data):
         raise ProtocolError("the name–value pairs end within a pair")
     return end

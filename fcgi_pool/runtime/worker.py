@@ -1,0 +1,236 @@
+"""The accept loop of one worker: one request at a time, however many connections are kept open.
+
+Some facts about waiting for connections. Many workers wait for the same listening socket. A wake-up for each of them at
+every connection would cost more than serving it, so a worker without a connection waits exclusively: the kernel wakes
+one. A worker that keeps connections must not take a new one while another worker is free: both connections could become
+busy at once, and one would wait for the other. So it does not claim exclusiveness, lets the free ones go first, and
+takes the connection only if that still waits a moment later; then no other is free, and it need not wait for the next.
+
+An idle connection costs a descriptor and nothing else: it is read only when it has something to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+from fcgi_pool.protocol.records import ProtocolError
+from fcgi_pool.runtime.connection import Connection, WebServerGone
+from fcgi_pool.runtime.wsgi import respond
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fcgi_pool.scoreboard import Slot
+
+# Connections a worker keeps; past it the one idle for longest is closed. Far above what a web server that counts opens
+# (one a worker), and below the usual 1024 descriptors.
+KEPT_LIMIT = 256
+# Seconds that free workers have to take a connection before one that keeps others does: some wake-ups' worth.
+_LET_OTHERS_GO_FIRST = 0.002
+# Connections it takes at once after a wait in which nobody took one: waiting for each would cost more than it saves.
+_WITHOUT_WAITING = 16
+# Seconds until the next look when there is no descriptor or memory for another connection.
+_PAUSE = 0.1
+
+# Events taken at once; the others come first the next time.
+_EVENTS = 64
+
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
+
+
+class Worker:
+    """Serves an application on a listening socket until a signal, or the number of requests, ends it.
+
+    SIGTERM, SIGINT, SIGQUIT and SIGUSR1 end it: at once if it is idle, else after the request it serves. What has
+    arrived by then on kept connections is answered, too.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        application: Callable[..., Any],
+        slot: Slot | None = None,
+        max_requests: int = 0,
+        allowed: frozenset[str] | None = None,
+    ) -> None:
+        """Take a listening socket, a WSGI application, and a slot of the scoreboard.
+
+        `max_requests`: how many requests it serves, 0 for any number. `allowed`: the addresses of web servers that
+        may connect over TCP, None for all.
+        """
+        self._listener = listener
+        self._application = application
+        self._slot = slot
+        self._max_requests = max_requests
+        self._allowed = allowed
+        self._served = 0
+        self._ends = False
+        # By descriptor, the one that was used last at the end.
+        self._kept: dict[int, Connection] = {}
+        self._poll = select.epoll()
+        self._accepts_first = False
+        # To the kept connections, once: those that are never idle must not keep it from accepting either.
+        self._gave_way = False
+        self._without_waiting = 0
+
+    def run(self) -> None:
+        """Serve until the end."""
+        # Of workers that are woken for one connection only one gets it; the others must not wait in accept.
+        self._listener.setblocking(False)
+        woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        wakeup_before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, self._mark_end)
+        try:
+            self._poll.register(woken, select.EPOLLIN)
+            while not self._ends:
+                self._watch_listener()
+                gives_way = False
+                for descriptor, _ in self._poll.poll(-1, _EVENTS):
+                    if descriptor in self._kept:
+                        self._go_on(self._kept[descriptor])
+                    elif descriptor == woken:
+                        _drain(woken)
+                    elif self._accepts_first or self._gave_way or self._nobody_else_takes_it():
+                        self._accept()
+                    else:
+                        gives_way = True
+                    if self._ends:
+                        break
+                self._gave_way = gives_way
+            self._finish()
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            os.close(woken)
+            os.close(waker)
+            self._poll.close()
+            if self._slot is not None:
+                self._slot.close()
+
+    def _mark_end(self, _number: int, _frame: object) -> None:
+        self._ends = True
+
+    def _watch_listener(self) -> None:
+        """Wait for connections exclusively, unless there are kept ones; the kernel cannot change that in place."""
+        first = not self._kept
+        if first == self._accepts_first:
+            return
+        descriptor = self._listener.fileno()
+        with contextlib.suppress(FileNotFoundError):
+            self._poll.unregister(descriptor)
+        self._poll.register(descriptor, select.EPOLLIN | (select.EPOLLEXCLUSIVE if first else 0))
+        self._accepts_first = first
+
+    def _nobody_else_takes_it(self) -> bool:
+        """Whether a connection still waits after a moment in which no kept one has become readable."""
+        if self._without_waiting:
+            self._without_waiting -= 1
+            return True
+        watched = select.poll()
+        for descriptor in self._kept:
+            watched.register(descriptor, select.POLLIN)
+        if watched.poll(_LET_OTHERS_GO_FIRST * 1000):
+            return False
+        waiting = select.poll()
+        waiting.register(self._listener.fileno(), select.POLLIN)
+        if not waiting.poll(0):
+            return False
+        self._without_waiting = _WITHOUT_WAITING
+        return True
+
+    def _accept(self) -> None:
+        """Take a connection and serve what it has brought."""
+        try:
+            accepted, address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno not in _OUT_OF:
+                raise
+            if self._kept:
+                self._drop(next(iter(self._kept.values())))
+            else:
+                select.select([], [], [], _PAUSE)
+            return
+        if accepted.family != socket.AF_UNIX:
+            if self._allowed is not None and address[0] not in self._allowed:
+                accepted.close()
+                return
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._go_on(Connection(accepted))
+
+    def _go_on(self, connection: Connection) -> None:
+        """Serve what has come on a connection; afterwards it is kept, or closed."""
+        try:
+            environ = connection.maybe_environ()
+            while environ is not None:
+                self._serve(connection, environ)
+                # What came together with the request.
+                done = self._ends or connection.is_drained or connection.must_close
+                environ = None if done else connection.maybe_environ_held()
+            if connection.must_close:
+                self._drop(connection)
+            else:
+                self._keep(connection)
+        except (WebServerGone, ProtocolError, OSError):
+            # A connection that breaks harms itself alone.
+            self._drop(connection)
+
+    def _serve(self, connection: Connection, environ: dict[str, Any]) -> None:
+        """Answer one request."""
+        slot = self._slot
+        if slot is not None:
+            length = environ.get("CONTENT_LENGTH", "")
+            slot.begin(
+                environ.get("REQUEST_METHOD", "").encode("latin-1"),
+                environ.get("REQUEST_URI", "").encode("latin-1"),
+                int(length) if length.isdigit() and len(length) < 19 else 0,
+                environ.get("REMOTE_USER", "").encode("latin-1"),
+                environ.get("SCRIPT_FILENAME", "").encode("latin-1"),
+            )
+        self._served += 1
+        if self._served == self._max_requests:
+            self._ends = True
+        try:
+            respond(self._application, environ, connection)
+        finally:
+            if slot is not None:
+                slot.end()
+
+    def _keep(self, connection: Connection) -> None:
+        descriptor = connection.fileno()
+        kept = self._kept
+        if descriptor in kept:
+            if len(kept) > 1:
+                kept[descriptor] = kept.pop(descriptor)
+            return
+        while len(kept) >= KEPT_LIMIT:
+            self._drop(next(iter(kept.values())))
+        kept[descriptor] = connection
+        self._poll.register(descriptor, select.EPOLLIN)
+
+    def _drop(self, connection: Connection) -> None:
+        if self._kept.pop(connection.fileno(), None):
+            self._poll.unregister(connection.fileno())
+        connection.close()
+
+    def _finish(self) -> None:
+        """Answer what has already arrived on kept connections, and close them: a web server that gets nothing for a
+        request must ask again elsewhere."""
+        self._max_requests = 0
+        for connection in list(self._kept.values()):
+            self._go_on(connection)
+            connection.close()
+
+
+def _drain(descriptor: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while os.read(descriptor, 512):
+            pass
