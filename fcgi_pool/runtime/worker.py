@@ -35,6 +35,8 @@ KEPT_LIMIT = 256
 _LET_OTHERS_GO_FIRST = 0.002
 # Connections it takes at once after a wait in which nobody took one: waiting for each would cost more than it saves.
 _WITHOUT_WAITING = 16
+# Seconds in which a web server that has connected begins a request, for a worker that is to end.
+_FIRST_WORDS = 1.0
 # Seconds until the next look when there is no descriptor or memory for another connection.
 _PAUSE = 0.1
 
@@ -223,9 +225,13 @@ class Worker:
 
     def _finish(self) -> None:
         """Answer what has already arrived on kept connections, and close them: a web server that gets nothing for a
-        request must ask again elsewhere."""
+        request must ask again elsewhere. One that has just connected is about to ask, so it is waited for."""
         self._max_requests = 0
         for connection in list(self._kept.values()):
+            if not connection.serial:
+                watched = select.poll()
+                watched.register(connection.fileno(), select.POLLIN)
+                watched.poll(_FIRST_WORDS * 1000)
             self._go_on(connection)
             connection.close()
 
