@@ -58,6 +58,18 @@ class Record:
         assert isinstance(known, tuple)
         return known
 
+    @property
+    def quoted_origin(self) -> str:
+        """Referer and User-Agent as the log in the combined format has them."""
+        request = self.request
+        known = request.notes.get("quoted") if request else '"-" "-"'
+        if known is None:
+            referer, agent = self.origin
+            known = f'"{escape(referer) or "-"}" "{escape(agent) or "-"}"'
+            if request:
+                request.notes["quoted"] = known
+        return str(known)
+
 
 def _origin(request: Request) -> tuple[str, str]:
     referer = agent = ""
@@ -128,12 +140,11 @@ class AccessLog:
             if record.pid
             else f"pid=- cpu=- mem=- exit={record.exit or '-'}"
         )
+        # A method is a token (RFC 9110 section 9.1) and needs no escape.
         method, target, protocol = record.line
-        referer, agent = record.origin
         return (
             f"{record.client} - {escape(record.user) if record.user else '-'} [{stamp}] "
-            f'"{escape(method)} {escape(target)} {protocol}" {record.status} {record.bytes or "-"} '
-            f'"{escape(referer) or "-"}" "{escape(agent) or "-"}" '
+            f'"{method} {escape(target)} {protocol}" {record.status} {record.bytes or "-"} {record.quoted_origin} '
             f"id={record.id} time={record.duration:.4f} {program} outcome={record.outcome}\n"
         )
 

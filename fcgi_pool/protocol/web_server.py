@@ -134,6 +134,11 @@ class End:
     protocol_status: int
 
 
+# The usual end.
+_WELL = End(0, 0)
+_ALL_ZERO = bytes(8)
+
+
 @dataclass
 class Values:
     """The answer to get_values: those of the variables that the application knows."""
@@ -265,7 +270,8 @@ class ResponseReader:
         if at + 16 != size or not data.startswith(_END_RECORD, at):
             return None
         self._data, self._at = b"", 0
-        return data[HEADER_LENGTH : HEADER_LENGTH + length], End(*_END_BODY.unpack_from(data, at + HEADER_LENGTH))
+        end = _WELL if data.endswith(_ALL_ZERO) else End(*_END_BODY.unpack_from(data, at + HEADER_LENGTH))
+        return data[HEADER_LENGTH : HEADER_LENGTH + length], end
 
     def next_event(self) -> Event | None:
         """Return what has happened next, None until more comes.

@@ -36,6 +36,9 @@ class Requester(Protocol):
     def is_full(self) -> bool:
         """Whether nothing should be read for it now."""
 
+    def sent(self) -> None:
+        """The server has taken a piece of the request."""
+
     def take(self, data: bytes, end: End | None) -> None:
         """Take output, and the request's end if it has come."""
 
@@ -161,6 +164,8 @@ class Link:
                 if self._body and len(self._out) == 1:
                     self._refill()
                 self._send_some()
+                if self._run:
+                    self._run.sent()
         except BlockingIOError:
             pass
         except OSError:

@@ -124,6 +124,11 @@ class FastCgiRun:
         params = self._params.encode(self._exchange, self._script, body.length if body else None)
         return encode_request(params, keep=link.keeps, ends=body is None)
 
+    def sent(self) -> None:
+        """The server has taken a piece of the request: it is not silent."""
+        if self._deadline != math.inf:
+            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+
     def refused(self, error: int) -> None:
         """The server cannot be connected to."""
         self._link = None
@@ -277,7 +282,7 @@ class FastCgiRun:
         exchange = self._exchange
         timeouts = self._worker.settings.timeouts
         if not self._link:
-            words = f"{timeouts.queue:g} s passed and no connection to {self._subject} was free"
+            words = f"{timeouts.queue:g} s passed (--queue-timeout) and no connection to {self._subject} was free"
             self._fail(Fault(503, words, "timeout", retry_after=5))
             return
         silence = self._in_words(f"was silent for {timeouts.script:g} s (--script-timeout)")

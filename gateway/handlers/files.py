@@ -150,7 +150,7 @@ def _is_unchanged(asked: dict[bytes, bytes], tag: bytes, modified: int) -> bool:
         return False
     try:
         return modified <= parsedate_to_datetime(since.decode("latin-1")).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
 
 

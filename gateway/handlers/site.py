@@ -34,7 +34,7 @@ class Site:
         self._backend = worker.backend(mount.server)
         self._directory = os.fsencode(os.path.abspath(mount.directory))
         self._prefix = mount.prefix.encode()
-        self._extensions = tuple(extension.encode() for extension in mount.extensions)
+        self._extensions = tuple(extension.lower().encode() for extension in mount.extensions)
         self._index = tuple(name.encode() for name in mount.index)
         # What a path means is constant; whether the file is there is asked each time.
         self._whole_path = lru_cache(maxsize=256)(self._guess)
@@ -88,7 +88,8 @@ class Site:
         exchange.fail(Fault(404, f"there is no file {os.fsdecode(path)}"))
 
     def _answer_by(self, exchange: Exchange, path: bytes, name: bytes, rest: bytes, redirects: int) -> None:
-        if path.endswith(self._extensions):
+        # In capitals, too: its source is not for the public, whatever the server makes of it.
+        if path.lower().endswith(self._extensions):
             FastCgiRun(self._backend, exchange, Script(name, path, rest), self._params, redirects).begin()
         elif rest:
             exchange.fail(Fault(404, f"{os.fsdecode(path)} is a file, with nothing below it"))
