@@ -192,7 +192,11 @@ class Link:
         body = self._body
         if not body:
             return False
-        data = body.read(self._offset, _BODY_PIECE)
+        try:
+            data = body.read(self._offset, _BODY_PIECE)
+        except OSError as error:
+            self._broken(f"the body of the request could not be read: {error.strerror}", was_reset=False)
+            return False
         self._offset += len(data)
         self._out.extend(stdin_records(data) if data else ())
         if self._offset >= body.length:

@@ -205,7 +205,7 @@ class FastCgiRun:
         elif relay.redirect:
             relay.follow(relay.redirect.local_redirect or b"", self._redirects, self._name)
         else:
-            relay.finish("")
+            relay.finish(self._in_words("was ended by its server") if end.protocol_status else "")
 
     def _is_turned_away(self, status: int) -> bool:
         """Whether the server has not served the request, and says so (section 5.5): tried again once, then 503."""
@@ -247,13 +247,14 @@ class FastCgiRun:
     def _may_be_repeated(self, link: Link, was_reset: bool) -> bool:
         """Whether the request may be sent again, its connection having broken without a byte of an answer.
 
-        A kept connection may have been closed while the request was on its way. Then nobody has begun it, as is known
-        where the server is seen not to have read it; otherwise only what is safe to be done twice is repeated.
+        A kept connection may have been closed while the request was on its way, and what is safe to be done twice is
+        repeated. All else only where the server is seen not to have read the request, so that nobody has begun it. On a
+        new connection that broke, the request itself may be what breaks the server, and another one is not tried.
         """
         request = self._exchange.request
-        if request.method in _IDEMPOTENT:
+        if link.served and request.method in _IDEMPOTENT:
             return True
-        return link.served > 0 and was_reset and not request.body_follows
+        return was_reset and not request.body_follows
 
     # -- the client
 

@@ -20,6 +20,9 @@ from gateway.settings import SiteMount
 if TYPE_CHECKING:
     from gateway.worker import Worker
 
+# Of files that are for the public by their name (RFC 8615), such as those that prove who owns a host.
+_WELL_KNOWN = b".well-known"
+
 
 class Site:
     """A mounted tree of files.
@@ -53,7 +56,7 @@ class Site:
         """Return the script that all of `segments` may lead to, if that is what their last looks like."""
         if is_directory or not segments or not segments[-1].endswith(self._extensions) or not self._mount.follow_links:
             return None
-        if any(segment[:1] == b"." or b"/" in segment for segment in segments):
+        if any((segment[:1] == b"." and segment != _WELL_KNOWN) or b"/" in segment for segment in segments):
             return None
         path = b"/".join(segments)
         return Script(self._prefix + path, self._directory + b"/" + path, b"")
@@ -67,7 +70,7 @@ class Site:
     def _walk(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
         path = self._directory
         for position, segment in enumerate(segments):
-            if segment[:1] == b"." or b"/" in segment:
+            if (segment[:1] == b"." and segment != _WELL_KNOWN) or b"/" in segment:
                 # Such as .git, .htpasswd, .env: never meant for the public.
                 break
             path = path + b"/" + segment
