@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 JOBS ?= 4
 TESTS ?= tests
 
-.PHONY: run venv test lint bench load clean
+.PHONY: run venv test lint bench load fuzz faults clean
 
 run: venv
 	$(BIN)/python -m gateway --cgi-dir cgi-bin
@@ -32,6 +32,12 @@ bench: venv
 
 load: venv
 	$(BIN)/python -m tests.load
+
+fuzz: venv
+	$(BIN)/python -m tests.fuzz_fcgi
+
+faults: venv
+	$(BIN)/python -m tests.faults
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,9 +47,9 @@ class Connection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_deadline", "_exchange", "_in_loop", "_lingered", "_lingers", "_notes", "_phase", "_reader", "_reading_paused",
+        "_deadline", "_exchange", "_in_loop", "_lingered", "_lingers", "_phase", "_reader", "_reading_paused",
         "_seen_waiting", "_transport", "_unread_body", "_variables", "_worker", "client_address", "is_congested",
-        "persists",
+        "notes", "persists",
     )  # fmt: skip
 
     def __init__(self, worker: Worker) -> None:
@@ -60,7 +60,8 @@ class Connection(asyncio.Protocol):
         self._phase = Phase.IDLE
         self._deadline = worker.now() + worker.settings.timeouts.header
         self._variables: dict[bytes, bytes] | None = None
-        self._notes: dict[bytes | None, bytes] | None = None
+        # The variables of this connection, encoded for FastCGI, by the host that is asked for.
+        self.notes: dict[bytes | None, bytes] = {}
         self._reading_paused = False
         self._unread_body = False
         self._in_loop = False
@@ -145,13 +146,6 @@ class Connection(asyncio.Protocol):
                 tls,
             )
         return self._variables
-
-    @property
-    def notes(self) -> dict[bytes | None, bytes]:
-        """The variables of this connection, encoded, by the host that is asked for."""
-        if self._notes is None:
-            self._notes = {}
-        return self._notes
 
     def _read_requests(self) -> None:
         """Answer what is here, one after the other. An answer given at once leads round the loop, not into itself."""

@@ -227,14 +227,19 @@ class Exchange:
         self._finish()
 
     def respond_whole(self, status: int, start: Start, body: bytes) -> None:
-        """Send a complete response to a request other than HEAD, whose head begins with `start`."""
-        self.begin_with(status, start, len(body))
+        """Send a complete response that may have a body, not to HEAD; its head begins with `start`."""
+        connection = self._connection
+        if self.request.version < (1, 1) or len(body) > _SMALL or not connection.may_persist(self.request):
+            self.begin_with(status, start, len(body))
+            self.end(body)
+            return
+        # The way of most responses: what the others do in steps.
+        self._begun = True
+        connection.persists = True
+        self.record.status = status
         self.record.bytes = len(body)
-        head = self._take_head()
-        if len(body) <= _SMALL:
-            self._connection.send(head + body)
-        else:
-            self._connection.send_pieces([head, body])
+        framing = b"Content-Length: %d\r\nX-Request-Id: %s\r\n" % (len(body), self.id.encode())
+        connection.send(encode_head(start, framing) + body)
         self._finish()
 
     def respond(self, status: int, fields: Fields, body: bytes) -> None:

@@ -135,6 +135,21 @@ def _feed(rng: random.Random, reader: ApplicationSide | ResponseReader, data: by
     return True
 
 
+def _mutate_some(rng: random.Random, conversation: list[bytes]) -> int:
+    """Mutate some of the records in place; return how many."""
+    changed = rng.randrange(1, 4)
+    for index in rng.sample(range(LENGTH), changed):
+        conversation[index] = _mutate(rng, conversation[index])
+    return changed
+
+
+def mutated_request(rng: random.Random) -> tuple[bytes, int]:
+    """Return what a web server might send, but for some of the records, and how many those are."""
+    conversation = _request(rng)
+    changed = _mutate_some(rng, conversation)
+    return b"".join(conversation), changed
+
+
 def run(records: int, seed: int) -> Tally:
     """Mutate and read at least so many records."""
     rng = random.Random(seed)
@@ -142,9 +157,7 @@ def run(records: int, seed: int) -> Tally:
     while tally.records < records:
         is_request = rng.random() < 0.5
         conversation = _request(rng) if is_request else _response(rng)
-        changed = rng.randrange(1, 4)
-        for index in rng.sample(range(LENGTH), changed):
-            conversation[index] = _mutate(rng, conversation[index])
+        changed = _mutate_some(rng, conversation)
         reader: ApplicationSide | ResponseReader = ResponseReader()
         if is_request:
             reader = _TextSide(as_text=True) if rng.random() < 0.5 else ApplicationSide(roles=Role)
