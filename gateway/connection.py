@@ -229,6 +229,8 @@ class Connection(asyncio.Protocol):
             self._pause_reading()
         else:
             self._deadline = self._worker.now() + self._worker.settings.timeouts.body
+            # It was paused where a verdict was waited for, and more had come than is taken in then.
+            self._resume_reading()
 
     def body_has_room(self) -> None:
         """The disk has caught up with the client."""

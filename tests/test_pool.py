@@ -629,7 +629,7 @@ def test_a_slow_request_is_reported_with_its_stack(programs: Path, tmp_path: Pat
         with running_pool(*more, *options(programs, kind)) as pool:
             held = Held(pool, programs)
             pool.wait_for("worker .* is slow")
-            wait_until(lambda: "" if _found(words, path) else path.read_text())  # noqa: B023
+            wait_until(lambda: "" if _found(words, path) else f"the slow log has {path.read_text()!r}")  # noqa: B023
             held.release()
 
 

@@ -15,10 +15,10 @@ from gateway.readiness import READING, WRITING
 if TYPE_CHECKING:
     from gateway.fastcgi.backend import Backend
 
-# Read at once. Most answers fit into the small piece; a larger one is memory that is mapped for each read anew, which
-# pays for a stream alone. A Unix socket holds some 200 KiB.
+# Read at once: most answers fit into the small piece, and a stream fills the large one. Above 128 KiB the C library
+# maps memory for each piece anew (mallopt(3), M_MMAP_THRESHOLD), and its page faults cost more than the copying.
 _PIECE = 32 * 1024
-_LARGE_PIECE = 256 * 1024
+_LARGE_PIECE = 96 * 1024
 # Of a request's body, put into records at once.
 _BODY_PIECE = 256 * 1024
 # Pieces sent at one readiness, so that an upload does not hold the loop.
