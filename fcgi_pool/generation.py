@@ -336,6 +336,8 @@ class Generation:
                 self._failed(worker.started, now, f"no worker can be started: {worker.exec_failure}")
             else:
                 words = f"worker {pid} {describe_end(status)} before it served, after {age:.1f} s"
+                if not status:
+                    words += " (a FastCGI program goes on: is this one a CGI program?)"
                 self._failed(worker.started, now, words + said)
         elif end in (End.FAULT, End.CRASH):
             self.say("warning", words + said)

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -197,7 +198,8 @@ def examples(tmp_path_factory):
     assert line
     compile_it = line[1].replace("-o examples/c/hello ", f"-o {hello} -Wall -Wextra -Werror ")
     subprocess.run(compile_it.split(), cwd=support.ROOT, check=True)
-    mounts = {"flup": EXAMPLES / "flup/hello.fcgi", "perl": EXAMPLES / "perl-fast/hello.fcgi", "c": hello}
+    flup = shlex.join([sys.executable, str(EXAMPLES / "flup/hello.fcgi")])
+    mounts = {"flup": flup, "perl": EXAMPLES / "perl-fast/hello.fcgi", "c": hello}
     options = [f"--pool=/{name}/={program}" for name, program in mounts.items()]
     sessions = directory / "sessions"
     sessions.mkdir()

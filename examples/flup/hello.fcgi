@@ -2,7 +2,7 @@
 # A flup script as many have it: a WSGI application, and flup's server on the socket that it is started with.
 #
 #     pip install flup
-#     python -m gateway --pool /=examples/flup/hello.fcgi --children 2
+#     python -m gateway --pool "/=python examples/flup/hello.fcgi" --children 2
 #
 # Nothing in here knows of the server: Apache's mod_fcgid or lighttpd starts the same file.
 from html import escape

@@ -57,6 +57,15 @@ class Connection:
         """Return the descriptor; -1 once closed."""
         return self._socket.fileno()
 
+    def take_no_more(self) -> None:
+        """Let the web server send no more.
+
+        What it has sent stays to be read. Over a Unix socket its next request fails as it is sent, so that it knows
+        that nobody has begun it; one that is met by a mere close may have been read or not.
+        """
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()

@@ -233,7 +233,11 @@ class Worker:
                 watched.register(connection.fileno(), select.POLLIN)
                 watched.poll(_FIRST_WORDS * 1000)
             self._go_on(connection)
-            connection.close()
+            if connection.fileno() >= 0:
+                # What has come since; more cannot.
+                connection.take_no_more()
+                self._go_on(connection)
+                connection.close()
 
 
 def _drain(descriptor: int) -> None:

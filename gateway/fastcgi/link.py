@@ -57,7 +57,7 @@ class Link:
 
     __slots__ = (
         "_backend", "_body", "_connecting", "_events", "_is_ready", "_offset", "_out", "_piece", "_reader", "_run",
-        "_socket", "heard", "keeps", "opened", "served",
+        "_socket", "heard", "keeps", "opened", "sent", "served",
     )  # fmt: skip
 
     def __init__(self, backend: Backend, connected: socket.socket, connecting: bool, keeps: bool) -> None:
@@ -68,6 +68,7 @@ class Link:
         self.opened = backend.worker.now()
         self.served = 0  # requests before this one
         self.heard = False  # something of this one's answer has come, if not all
+        self.sent = False  # something of this one may have reached the server
         self._reader = ResponseReader()
         self._run: Requester | None = None
         self._out: deque[bytes | memoryview] = deque()
@@ -89,7 +90,7 @@ class Link:
     def begin(self, run: Requester, request: bytes, body: Body | None) -> None:
         """Send a request; its `body`, if there is one, follows `request`."""
         self._run = run
-        self.heard = False
+        self.heard = self.sent = False
         if not self._is_ready:
             self._reader.begin()
         self._is_ready = False
@@ -107,6 +108,7 @@ class Link:
             except OSError:
                 # What broke the connection, and whether an answer came before, is learnt by reading.
                 return
+            self.sent = sent > 0
             if sent == len(request):
                 return
             self._out.append(memoryview(request)[sent:])
@@ -180,6 +182,7 @@ class Link:
             out.clear()
             out.append(whole)
         sent = self._socket.sendmsg([out[number] for number in range(min(len(out), _BUFFERS))])
+        self.sent = True
         while sent:
             first = out.popleft()
             if len(first) > sent:

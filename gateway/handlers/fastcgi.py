@@ -247,12 +247,13 @@ class FastCgiRun:
     def _may_be_repeated(self, link: Link, was_reset: bool) -> bool:
         """Whether the request may be sent again, its connection having broken without a byte of an answer.
 
-        A kept connection may have been closed while the request was on its way, and what is safe to be done twice is
+        What could not even be sent has reached nobody: the server had closed a kept connection, or has ended. A kept
+        connection may have been closed while the request was on its way, too, and what is safe to be done twice is
         repeated. All else only where the server is seen not to have read the request, so that nobody has begun it. On a
         new connection that broke, the request itself may be what breaks the server, and another one is not tried.
         """
         request = self._exchange.request
-        if link.served and request.method in _IDEMPOTENT:
+        if not link.sent or (link.served and request.method in _IDEMPOTENT):
             return True
         return was_reset and not request.body_follows
 
