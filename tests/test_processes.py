@@ -334,8 +334,15 @@ def test_a_crash_loop_is_slowed_and_never_given_up(start):
     server = start()
     killed = set()
     for _ in range(6):
-        misbehaviour.wait_for(lambda: set(server.workers()) - killed)
-        (worker,) = set(server.workers()) - killed
+        found = []
+
+        def is_there(found=found):
+            # The spawner, just forked, holds the listening socket for a moment, too.
+            found[:] = set(server.workers()) - killed
+            return len(found) == 1
+
+        misbehaviour.wait_for(is_there)
+        (worker,) = found
         killed.add(worker)
         os.kill(worker, signal.SIGKILL)
         misbehaviour.wait_until_gone(worker)

@@ -249,13 +249,13 @@ class FastCgiRun:
 
         What could not even be sent has reached nobody: the server had closed a kept connection, or has ended. A kept
         connection may have been closed while the request was on its way, too, and what is safe to be done twice is
-        repeated. All else only where the server is seen not to have read the request, so that nobody has begun it. On a
-        new connection that broke, the request itself may be what breaks the server, and another one is not tried.
+        repeated; on a new one that broke only if something was left unread, since the request itself may be what breaks
+        the server. A reset does not tell that nobody has begun a request: php-cgi leaves the end of STDIN unread.
         """
-        request = self._exchange.request
-        if not link.sent or (link.served and request.method in _IDEMPOTENT):
+        if not link.sent:
             return True
-        return was_reset and not request.body_follows
+        request = self._exchange.request
+        return request.method in _IDEMPOTENT and (link.served > 0 or (was_reset and not request.body_follows))
 
     # -- the client
 
