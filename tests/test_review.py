@@ -47,7 +47,11 @@ def test_killing_worker_and_spawner_together_leaves_no_program(serve: Serve, tmp
     with server.socket() as client:
         client.sendall(b"GET /cgi-bin/p HTTP/1.1\r\nHost: x\r\n\r\n")
         pid = int(server.wait_for_log(r"here (\d+)")[1])
-        for other in server.workers() + server.spawners():
+        workers, spawners = server.workers(), server.spawners()
+        # Stopped, the spawner cannot end the program, nor itself, when its worker is gone.
+        for spawner in spawners:
+            os.kill(spawner, signal.SIGSTOP)
+        for other in workers + spawners:
             os.kill(other, signal.SIGKILL)
         wait_until(lambda: "" if state(pid) in ("", "Z") else "still there")
     server.note_baseline()
