@@ -28,6 +28,7 @@ from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Pool,
 from gateway.tls import TlsError, server_context
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
+_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
 _PREFIX = re.compile(r"/(?:[^\s=?#%]*/)?")
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 # A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
@@ -146,7 +147,20 @@ def _opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
 
 def _mount(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace) -> CgiMount:
     prefix, directory = _prefix_and_directory("--cgi-dir", text, DEFAULT_PREFIX)
-    return CgiMount(prefix, directory, env, follow_links=options.follow_links, kill_group=options.kill_group)
+    if options.preload and not options.warm:
+        raise UsageError("--preload: goes with --warm, which keeps interpreters that have modules ready")
+    for module in options.preload:
+        if not _MODULE.fullmatch(module):
+            raise UsageError(f"--preload {module}: no name of a module; write, say, numpy, or DBI for Perl")
+    return CgiMount(
+        prefix,
+        directory,
+        env,
+        follow_links=options.follow_links,
+        kill_group=options.kill_group,
+        warm=options.warm,
+        preload=tuple(options.preload),
+    )
 
 
 def _prefix_and_directory(option: str, text: str, default_prefix: str) -> tuple[str, str]:

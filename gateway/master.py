@@ -24,12 +24,14 @@ from gateway import worker as front
 from gateway.cgi.process import signal_group
 from gateway.cgi.roll import Roll
 from gateway.cgi.spawner import Spawner
+from gateway.cgi.variables import mount_variables
+from gateway.cgi.warm.keeper import WarmMount
 from gateway.cgi.wire import channel
 from gateway.diagnosis import exit_word
 from gateway.error_log import ErrorLog
 from gateway.fastcgi.tokens import Share, Tokens
 from gateway.pools import become_manager, start_and_wait
-from gateway.settings import Pool, Settings
+from gateway.settings import CgiMount, Pool, Settings
 from gateway.supervision import Restarts
 
 # From TERM until what is left is killed, beyond the programs' own time, in seconds.
@@ -356,7 +358,17 @@ class Master:
         worker_end.close()
         for listener in self._listeners:
             listener.close()
-        Spawner(to_worker, roll, self._settings.timeouts.kill).run()
+        Spawner(to_worker, roll, self._settings.timeouts.kill, _warm_mounts(self._settings)).run()
+
+
+def _warm_mounts(settings: Settings) -> dict[int, WarmMount]:
+    return {
+        number: WarmMount(
+            mount_variables(os.fsencode(mount.directory), mount.env), mount.warm == "require", mount.preload
+        )
+        for number, mount in enumerate(settings.mounts)
+        if isinstance(mount, CgiMount) and mount.warm
+    }
 
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD)

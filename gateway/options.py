@@ -56,6 +56,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_programs(add: _Add) -> None:
+    add("--warm", nargs="?", const="warm", default="", choices=("warm", "require"),
+        help="run scripts of Python and Perl from interpreters that have started already; "
+        "'require': refuse those that cannot be")  # fmt: skip
+    add("--preload", action="append", default=[], metavar="MODULE",
+        help="with --warm: import this module ahead, too, which is not the interpreter's own; repeatable")  # fmt: skip
     add("--env", action="append", default=[], metavar="NAME[=VALUE]",
         help="give every program this variable; without VALUE, the server's own")  # fmt: skip
     add("--script-timeout", metavar="SECONDS", help="longest silence of a program (default 60)")

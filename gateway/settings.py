@@ -37,6 +37,11 @@ class CgiMount:
     follow_links: bool = True
     pass_authorization: bool = True
     kill_group: bool = False
+    # "": each program is a fresh process. "warm": scripts of Python and Perl are forked from an interpreter that has
+    # started already, where they can be. "require": those that cannot are not run.
+    warm: str = ""
+    # Modules that warm interpreters import at their start, though they are not the interpreter's own.
+    preload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,15 +106,15 @@ class Worker:
         self._tls = server_context(settings.tls) if settings.tls else None
         self._backends = {server: Backend(self, server, shares.get(server)) for server in settings.fastcgi_servers}
         routes: dict[str, Handler] = {"/": Index(settings.mounts)}
-        for mount in settings.mounts:
-            routes[mount.prefix] = self._handler(mount)
+        for number, mount in enumerate(settings.mounts):
+            routes[mount.prefix] = self._handler(mount, number)
         self._router = Router(routes.items())
         guards = [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers]
         self._guards = Router(guards) if guards else None
 
-    def _handler(self, mount: Mount) -> Handler:
+    def _handler(self, mount: Mount, number: int) -> Handler:
         if isinstance(mount, CgiMount):
-            return CgiDirectory(self, mount)
+            return CgiDirectory(self, mount, number)
         return FastCgiApplication(self, mount) if isinstance(mount, FastCgiMount) else Site(self, mount)
 
     def backend(self, server: FastCgiServer) -> Backend:

@@ -41,6 +41,12 @@ class Program(Protocol):
     def not_started(self, phase: str, error: int) -> None:
         """The start failed in ``chdir`` or ``exec``, for errno `error`."""
 
+    def is_cold(self, why: str) -> None:
+        """It was to be run warm, and is started cold."""
+
+    def unfit(self, why: str) -> None:
+        """It was to be run warm, cannot be, and is not started."""
+
     def ended(self, pid: int, status: int, cpu: float, memory: int) -> None:
         """It was reaped: wait status, CPU seconds, peak memory in bytes."""
 
@@ -104,13 +110,17 @@ class Launcher:
         directory: bytes,
         environment: dict[bytes, bytes],
         group_ends: bool,
+        warm: int,
         descriptors: list[int],
     ) -> int:
-        """Start a program and return the run's id. `descriptors`, [stdin,] stdout, stderr, are closed here."""
+        """Start a program and return the run's id. `descriptors`, [stdin,] stdout, stderr, are closed here.
+
+        `warm`: the number of the mount by whose warm interpreters it is run, or wire.COLD.
+        """
         self._last_id += 1
         self._running[self._last_id] = program
         self._young[self._last_id] = time.monotonic()
-        message = wire.encode_start((self._last_id, path, directory, environment, group_ends))
+        message = wire.encode_start((self._last_id, path, directory, environment, group_ends, warm))
         self._send(self._last_id, message, descriptors)
         return self._last_id
 
@@ -174,6 +184,11 @@ class Launcher:
         match event:
             case ("started", _, int(pid)):
                 self._running[run_id].started(pid)
+            case ("cold", _, str(why)):
+                self._running[run_id].is_cold(why)
+            case ("unfit", _, str(why)):
+                self._young.pop(run_id, None)
+                self._running.pop(run_id).unfit(why)
             case ("failed", _, str(phase), int(error)):
                 self._young.pop(run_id, None)
                 failed = self._running.pop(run_id, None)

@@ -9,6 +9,7 @@ given to another process; so the process that reaps is the one that signals, and
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import resource
@@ -16,10 +17,12 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable, Mapping
 
 from gateway.cgi import wire
 from gateway.cgi.process import signal_group
 from gateway.cgi.roll import Roll
+from gateway.cgi.warm.keeper import CARE, Begun, Cold, Keeper, WarmMount
 
 # A program that ends sooner is told in one message, with its end; the pid of one that runs longer is told now.
 _ANNOUNCE_AFTER = 0.05
@@ -32,10 +35,10 @@ class Spawner:
     """Serves one front worker over `channel`; ends everything it started when the worker is gone.
 
     `roll`: where the pids of what runs are noted, for the worker, should the spawner be killed.
-    `kill_timeout`: seconds from TERM to KILL.
+    `kill_timeout`: seconds from TERM to KILL. `warm`: the mounts whose scripts are run warm, by their number.
     """
 
-    def __init__(self, channel: socket.socket, roll: Roll, kill_timeout: float) -> None:
+    def __init__(self, channel: socket.socket, roll: Roll, kill_timeout: float, warm: Mapping[int, WarmMount]) -> None:
         self._roll = roll
         self._channel = channel
         self._kill_timeout = kill_timeout
@@ -48,25 +51,47 @@ class Spawner:
         self._events: list[wire.Event] = []
         self._worker_gone = False
         self._buffer = memoryview(bytearray(wire.MESSAGE_LIMIT))
+        self._warm = warm
+        self._keeper: Keeper | None = None
+        self._poll = select.poll()
+        self._readers: dict[int, Callable[[], None]] = {}
 
     def run(self) -> None:
         """Serve until the worker is gone and every program has ended."""
         self._signals = _catch_signals()
         os.umask(0o022)
-        poll = select.poll()
+        if self._warm:
+            self._keeper = Keeper(self._warm, _start_interpreter, self._begun, self._start_held, self._was_cold)
+        poll = self._poll
         poll.register(self._channel, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
         while not (self._worker_gone and not self._runs):
+            if self._keeper:
+                self._watch(self._keeper.readers)
             ready = poll.poll(self._until_next())
             for descriptor, _ in ready:
                 if descriptor == self._signals.fileno():
                     self._take_signals()
+                elif descriptor in self._readers:
+                    self._readers[descriptor]()
                 elif not self._take_requests():
                     poll.unregister(self._channel)
                     self._worker_left()
             if self._kill_at:
                 self._kill_overdue()
+            if self._keeper:
+                self._keeper.care()
             self._tell()
+        if self._keeper:
+            self._keeper.close()
+            self._reap_all()
+
+    def _watch(self, readers: dict[int, Callable[[], None]]) -> None:
+        for descriptor in self._readers.keys() - readers.keys():
+            self._poll.unregister(descriptor)
+        for descriptor in readers.keys() - self._readers.keys():
+            self._poll.register(descriptor, select.POLLIN)
+        self._readers = readers
 
     def _until_next(self) -> float | None:
         """Return the milliseconds until something has to be done without being asked, or None."""
@@ -74,7 +99,7 @@ class Spawner:
             return _ANNOUNCE_AFTER * 1000
         if self._kill_at:
             return max(0.0, min(self._kill_at.values()) - time.monotonic()) * 1000 + 1
-        return None
+        return CARE * 1000 if self._keeper and self._keeper.has_interpreters else None
 
     def _take_requests(self) -> bool:
         """Do what the worker asked, a few requests at most; return False when the worker is gone."""
@@ -100,7 +125,34 @@ class Spawner:
         return True
 
     def _start(self, start: wire.Start, descriptors: list[int], were_lost: bool) -> None:
-        run_id, path, directory, environment, group_ends = start
+        if start[-1] != wire.COLD and self._keeper and not were_lost:
+            answer = self._keeper.start(start, descriptors)
+            if isinstance(answer, Begun):
+                self._begun(start, answer.pid)
+            elif isinstance(answer, Cold):
+                self._start_held(start, descriptors, answer.why)
+        else:
+            self._start_cold(start, descriptors, were_lost)
+
+    def _start_held(self, start: wire.Start, descriptors: list[int], why: str) -> None:
+        """Start what could not be started warm, for the reason `why`; '' where that is no matter."""
+        if self._warm[start[-1]].is_required:
+            self._events.append(("unfit", start[0], why or "its interpreter was not ready"))
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        if why:
+            self._events.append(("cold", start[0], why))
+        self._start_cold(start, descriptors, were_lost=False)
+
+    def _was_cold(self, pid: int, why: str) -> None:
+        """A process that was to be warm has executed its script."""
+        run_id = self._runs.get(pid)
+        if run_id is not None:
+            self._events.append(("cold", run_id, why))
+
+    def _start_cold(self, start: wire.Start, descriptors: list[int], were_lost: bool) -> None:
+        _, path, directory, environment, _, _ = start
         phase = "chdir"
         try:
             if were_lost:
@@ -122,23 +174,30 @@ class Spawner:
                 setsigdef=_SIGNALS,
             )
         except OSError as error:
-            self._events.append(("failed", run_id, phase, error.errno or 0))
+            self._events.append(("failed", start[0], phase, error.errno or 0))
         else:
-            self._pids[run_id] = pid
-            self._runs[pid] = run_id
-            self._roll.add(pid)
-            self._unannounced[run_id] = time.monotonic()
-            if group_ends:
-                self._group_ends.add(pid)
-            if self._worker_gone:
-                self._terminate(run_id)
+            self._begun(start, pid)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
+    def _begun(self, start: wire.Start, pid: int) -> None:
+        """A run has its process."""
+        run_id = start[0]
+        self._pids[run_id] = pid
+        self._runs[pid] = run_id
+        self._roll.add(pid)
+        self._unannounced[run_id] = time.monotonic()
+        if start[4]:
+            self._group_ends.add(pid)
+        if self._worker_gone:
+            self._terminate(run_id)
+
     def _terminate(self, run_id: int) -> None:
         """Send TERM to a run's group; KILL follows."""
         pid = self._pids.get(run_id)
+        if pid is None and self._keeper and self._keeper.withdraw(run_id):
+            self._events.append(("failed", run_id, "exec", errno.ECANCELED))
         if pid is not None and pid not in self._kill_at:
             self._kill_at[pid] = time.monotonic() + self._kill_timeout
             signal_group(pid, signal.SIGTERM)
@@ -166,7 +225,11 @@ class Spawner:
         self._reap()
 
     def _reap(self) -> None:
-        while self._runs:
+        with contextlib.suppress(ChildProcessError):  # none is left
+            self._reap_ended()
+
+    def _reap_ended(self) -> None:
+        while self._runs or self._keeper:
             reaped = -1  # any
             if self._group_ends or self._kill_at:
                 # Left unreaped until its group has been ended: then the group's number cannot be another's yet.
@@ -179,14 +242,31 @@ class Spawner:
             pid, status, usage = os.wait4(reaped, os.WNOHANG)
             if not pid:
                 return
+            if pid not in self._runs:
+                if self._keeper:
+                    self._keeper.reaped(pid)
+                continue
             run_id = self._runs.pop(pid)
             self._roll.remove(pid)
             del self._pids[run_id]
             self._kill_at.pop(pid, None)
             self._group_ends.discard(pid)
             self._unannounced.pop(run_id, None)
+            failed = self._keeper.ended(pid, status) if self._keeper else None
+            if failed:
+                what, words = failed
+                self._events.append(
+                    ("unfit", run_id, words) if what == "unfit" else ("failed", run_id, what, int(words))
+                )
+                continue
             cpu = usage.ru_utime + usage.ru_stime
             self._events.append(("ended", run_id, pid, status, cpu, _peak_memory(usage)))
+
+    def _reap_all(self) -> None:
+        """Wait for what is left: interpreters and children that wait, which have been told to end."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
 
     def _tell(self) -> None:
         if self._unannounced:
@@ -201,6 +281,21 @@ class Spawner:
             except OSError:
                 self._worker_left()
         self._events.clear()
+
+
+def _start_interpreter(
+    path: bytes, arguments: list[bytes], environment: Mapping[bytes, bytes], descriptors: Mapping[int, int]
+) -> int:
+    """Start a process that has `descriptors`, by the numbers that they are to have; raise OSError."""
+    # By way of numbers that nothing is at: one that is given may be another's aim.
+    free = max(descriptors.values()) + len(descriptors) + 8
+    actions: list[tuple[int, int, int] | tuple[int, int]] = []
+    for number, descriptor in descriptors.items():
+        actions.append((os.POSIX_SPAWN_DUP2, descriptor, free + number))
+    for number in descriptors:
+        actions.append((os.POSIX_SPAWN_DUP2, free + number, number))
+        actions.append((os.POSIX_SPAWN_CLOSE, free + number))
+    return os.posix_spawn(path, arguments, environment, file_actions=actions, setsid=True, setsigdef=_SIGNALS)
 
 
 def _peak_memory(usage: resource.struct_rusage) -> int:

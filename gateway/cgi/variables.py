@@ -32,6 +32,8 @@ _OWN_PLACE = frozenset((b"content-length", b"content-type", b"transfer-encoding"
 # X_Y would pose as X-Y; other bytes have no place in a variable's name.
 _PLAIN_NAME = re.compile(rb"[a-z0-9-]+")
 
+_OF_THE_START = re.compile(rb"PYTHON|PERL|LD_|LC_|LANG|LOCPATH|NLSPATH|HOME$|PATH$|TZ|MALLOC_|GLIBC_|OPENSSL_|SSL_")
+
 
 @dataclass(slots=True)
 class Script:
@@ -43,6 +45,11 @@ class Script:
     filename: bytes
     path_info: bytes
     notes: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
+
+
+def concerns_start(name: bytes) -> bool:
+    """Whether an interpreter, its libraries or its loader look at a variable at their start."""
+    return _OF_THE_START.match(name) is not None
 
 
 def mount_variables(document_root: bytes, env: tuple[tuple[str, str], ...]) -> Variables:

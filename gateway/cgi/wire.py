@@ -11,11 +11,16 @@ import marshal
 import socket
 from typing import cast
 
-# id, program's path, working directory, environment, whether what it leaves in its process group is ended with it.
-Start = tuple[int, bytes, bytes, dict[bytes, bytes], bool]
+# id, program's path, working directory, environment, whether what it leaves in its process group is ended with it,
+# and the number of the mount by whose warm interpreters it is run, or COLD.
+Start = tuple[int, bytes, bytes, dict[bytes, bytes], bool, int]
+COLD = -1
 # ("started", id, pid) · ("failed", id, "chdir" or "exec", errno)
 # ("ended", id, pid, wait status, CPU seconds, peak memory in bytes)
-Event = tuple[str, int, int] | tuple[str, int, str, int] | tuple[str, int, int, int, float, int]
+# ("cold", id, why): it was to be run warm, and is started cold · ("unfit", id, why): so it is not started at all
+Event = (
+    tuple[str, int, int] | tuple[str, int, str] | tuple[str, int, str, int] | tuple[str, int, int, int, float, int]
+)
 
 # A head of 64 KiB makes an environment little larger; the kernel takes no single variable over 128 KiB.
 MESSAGE_LIMIT = 256 * 1024

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from gateway import diagnosis
 from gateway.body import Body
+from gateway.cgi import wire
 from gateway.cgi.locate import locate
 from gateway.cgi.output import BadOutput
 from gateway.cgi.process import is_ending
 from gateway.cgi.stderr import ErrorStream
-from gateway.cgi.variables import Script, mount_variables, request_variables
+from gateway.cgi.variables import Script, concerns_start, mount_variables, request_variables
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.relay import Relay
@@ -23,6 +24,8 @@ from gateway.settings import CgiMount
 if TYPE_CHECKING:
     from gateway.worker import Worker
 
+# Reasons why scripts are started cold, said once each.
+_SAID = 1000
 # Read from a program at once: what a pipe holds.
 _PIECE = 64 * 1024
 # Pieces read at the program's end, when what it wrote is in the pipe: something else may go on to write there.
@@ -40,9 +43,12 @@ _STDOUT_GRACE = 0.25
 class CgiDirectory:
     """A mounted directory of programs."""
 
-    def __init__(self, worker: Worker, mount: CgiMount) -> None:
+    def __init__(self, worker: Worker, mount: CgiMount, number: int) -> None:
+        """Take the mount and its `number` in the settings."""
         self.worker = worker
         self.mount = mount
+        self.number = number
+        self._cold: set[tuple[str, str]] = set()  # what was said of scripts that are not run warm
         self.directory = os.fsencode(os.path.abspath(mount.directory))
         self.prefix = mount.prefix.encode()
         self.variables = mount_variables(self.directory, mount.env)
@@ -56,6 +62,12 @@ class CgiDirectory:
             exchange.fail(found)
             return
         CgiRun(self, exchange, found, redirects).begin()
+
+    def say_cold(self, name: str, why: str) -> None:
+        """Log once why a script is started cold where warm interpreters are wanted."""
+        if (name, why) not in self._cold and len(self._cold) < _SAID:
+            self._cold.add((name, why))
+            self.worker.error_log.notice(f"{name} is started cold: {why}")
 
 
 class CgiRun:
@@ -147,10 +159,17 @@ class CgiRun:
         self._later(_WATCH_AFTER, self._listen_stdout)
         path = self._script.filename
         self._run_id = self._worker.launcher.start(
-            self, path, os.path.dirname(path), variables, mount.kill_group, to_program
+            self, path, os.path.dirname(path), variables, mount.kill_group, self._warm(), to_program
         )
         if self._body:
             self._body.close()
+
+    def _warm(self) -> int:
+        """Return the number of the mount whose warm interpreters may run it."""
+        granted = self._exchange.granted
+        if not self._home.mount.warm or (granted and any(map(concerns_start, granted.variables))):
+            return wire.COLD
+        return self._home.number
 
     def _make_descriptors(self) -> tuple[list[int], list[int]]:
         """Return our ends of stdout and stderr, and the program's of [stdin,] stdout, stderr. Raise OSError."""
@@ -182,6 +201,14 @@ class CgiRun:
     def not_started(self, phase: str, error: int) -> None:
         """The start failed."""
         self._give_up(diagnosis.start_failed(self._script.filename, phase, error))
+
+    def is_cold(self, why: str) -> None:
+        """It was to be run warm, and is started cold."""
+        self._home.say_cold(self._name, why)
+
+    def unfit(self, why: str) -> None:
+        """It was to be run warm, and cannot be."""
+        self._give_up(Fault(500, f"{self._name} cannot be run warm (--warm require): {why}"))
 
     def pipes(self) -> set[int]:
         """Return the inodes of the pipes that the program writes to."""

@@ -1,0 +1,533 @@
+"""A warm Python interpreter: ``PYTHON [FLAGS] bootstrap.py CONTROL CLONE REPORTS MODULE…``; CPython 3.8 and later.
+
+CONTROL is a descriptor, a SEQPACKET socket to the spawner; CLONE the number of the clone system call; REPORTS the
+abstract address of a datagram socket; then names of modules that are to be imported at the start.
+
+From the spawner: ``f COUNT``, fork so many children; ``l`` and lines of ``m MODULE`` or ``s PATH``: have this ready for
+later children. To it: ``r VERSION``, ready; ``c PID``, from a child, with the descriptor over which it is given its
+request; ``e ERRNO``, no child; ``n MODULE``, it is not fit to be imported ahead. A request is a length in 8 bytes, and
+then, ended by NUL each, ``w`` or ``W`` (which must not be started cold), the script's path, the working directory, and
+the environment; with it come the descriptors [stdin,] stdout, stderr.
+
+Only the standard library, and little of it: what is imported here is there for every script, and each page of memory
+that a child writes to costs microseconds.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ctypes
+import gc
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType, ModuleType, TracebackType
+    from typing import Any, NoReturn
+
+_SOL_SOCKET = _socket.SOL_SOCKET
+_SCM_RIGHTS = 1
+_PR_SET_NAME = 15
+_CLONE_PARENT = 0x8000
+_SIGCHLD = 17
+_PIECE = 64 * 1024
+# Scripts whose code is kept; the oldest is dropped.
+_SCRIPTS = 256
+# From the first byte of a bytes object to the begin of the object (CPython).
+_BYTES_AT = sys.getsizeof(b"") - 1
+
+_libc = ctypes.PyDLL(None)
+_api = ctypes.pythonapi
+_before_fork, _after_parent, _after_child = _api.PyOS_BeforeFork, _api.PyOS_AfterFork_Parent, _api.PyOS_AfterFork_Child
+_before_fork.restype = _after_parent.restype = _after_child.restype = None
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = (ctypes.c_long,) * 6
+_prctl = _libc.prctl
+_prctl.argtypes = (ctypes.c_int, ctypes.c_char_p)
+_inotify = _libc.inotify_init1(0x80000 | 0x800)  # IN_CLOEXEC | IN_NONBLOCK
+_add_watch = _libc.inotify_add_watch
+_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+# IN_MODIFY, IN_ATTRIB (also the removal of a file's last name), IN_MOVE_SELF, IN_DELETE_SELF
+_CHANGES = 0x2 | 0x4 | 0x800 | 0x400
+_ioctl = _libc.ioctl
+_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_FIONREAD = 0x541B
+_count = ctypes.c_int()
+_count_at = ctypes.addressof(_count)
+_environ = ctypes.c_void_p.in_dll(_libc, "environ")
+_Loader = sys.modules["_frozen_importlib_external"].SourceFileLoader
+
+# Where the interpreter's own modules are; what else it finds may be anything.
+_LIBRARY = os.path.dirname(os.path.realpath(os.__file__)) + os.sep
+_FOREIGN = (_LIBRARY + "site-packages" + os.sep, _LIBRARY + "dist-packages" + os.sep)
+_HAS_SCRIPT_DIRECTORY = not (sys.flags.isolated or getattr(sys.flags, "safe_path", False))
+
+_FILES = (sys.modules["_io"].TextIOWrapper, sys.modules["_io"].BufferedWriter, sys.modules["_io"].BufferedRandom)
+
+# In the C locale an interpreter sets this for itself and for what it starts (PEP 538).
+_coerced = b"LC_CTYPE=" + os.environb[b"LC_CTYPE"] + b"\0" if b"LC_CTYPE" in os.environb else b""
+
+_kept: list[object] = []  # what the C library points to
+
+
+class _Script:
+    """What is known of a script before it runs."""
+
+    __slots__ = ("code", "directory", "directory_time", "identity", "name", "shadows")
+
+    def __init__(self, path: bytes) -> None:
+        self.name = os.fsdecode(path)
+        self.identity = _identity(os.stat(path))
+        self.code: CodeType | None = None
+        real = os.path.dirname(os.path.realpath(self.name))
+        self.directory = real
+        self.directory_time = os.stat(real).st_mtime_ns
+        # A file beside the script hides a module of that name: the one that was imported ahead is not meant.
+        self.shadows = _HAS_SCRIPT_DIRECTORY and any(
+            name.partition(".")[0] in _ahead_names for name in os.listdir(real)
+        )
+
+    def compile(self) -> CodeType:
+        with open(self.name, "rb") as file:
+            source = file.read()
+        code: CodeType = compile(source, self.name, "exec", 0, True)
+        return code
+
+    def is_current(self, path: bytes) -> bool:
+        return self.identity == _identity(os.stat(path)) and os.stat(self.directory).st_mtime_ns == self.directory_time
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+_scripts: dict[bytes, _Script] = {}
+_words = sys.argv
+_allowed = frozenset(sys.argv[4:])  # modules that may be imported ahead though they are not the interpreter's
+_baseline = frozenset(sys.modules)  # there before every script, or used here; the rest was imported ahead
+_known: frozenset[str] = frozenset()  # all that are there before the script
+_ahead_names: set[str] = set()  # of top-level modules that were
+_ahead_files: dict[
+    str, tuple[int, ...]
+] = {}  # their files, and what these are, where the kernel does not tell of their changes
+
+
+# -- the interpreter
+
+
+def _main() -> NoReturn:
+    control = _socket.socket(fileno=int(sys.argv[1]))
+    clone = int(sys.argv[2])
+    reports = b"\0" + os.fsencode(sys.argv[3])
+    os.set_inheritable(control.fileno(), False)
+    for name in sys.argv[4:]:
+        _import_ahead(control, name)
+    _settle()
+    control.send(b"r %d.%d.%d" % sys.version_info[:3])
+    while True:
+        message = control.recv(_PIECE)
+        if not message:
+            os._exit(0)
+        if message[:1] == b"f":
+            for _ in range(int(message[2:])):
+                connection = _fork(control, clone)
+                if connection is not None:
+                    _run(_receive(connection), reports)
+        else:
+            for line in message.split(b"\n")[1:]:
+                if line[:1] == b"m":
+                    _import_ahead(control, line[2:].decode())
+                else:
+                    _read_ahead(line[2:])
+            _settle()
+
+
+def _settle() -> None:
+    """Have the collector leave alone what is here: a child would copy each page that it marks."""
+    global _known
+    _known = frozenset(sys.modules)
+    gc.collect()
+    gc.freeze()
+
+
+def _fork(control: _socket.socket, clone: int) -> _socket.socket | None:
+    """Fork a child; return its connection there, None here."""
+    _before_fork()
+    pid = _syscall(clone, _CLONE_PARENT | _SIGCHLD, 0, 0, 0, 0)
+    if pid:
+        _after_parent()
+        if pid < 0:
+            control.send(b"e %d" % _errno())
+        return None
+    _after_child()
+    try:
+        os.setsid()
+        ours, theirs = _socket.socketpair()
+        rights = theirs.fileno().to_bytes(4, sys.byteorder)
+        control.sendmsg((b"c %d" % os.getpid(),), ((_SOL_SOCKET, _SCM_RIGHTS, rights),))
+        theirs.close()
+        control.close()
+    except OSError:
+        os._exit(1)
+    return ours
+
+
+def _errno() -> int:
+    location = _libc.__errno_location
+    location.restype = ctypes.POINTER(ctypes.c_int)
+    number: int = location()[0]
+    return number
+
+
+# -- importing ahead
+
+
+def _is_own(name: str, module: ModuleType) -> bool:
+    """Whether a module belongs to the interpreter."""
+    spec = getattr(module, "__spec__", None)
+    origin = getattr(spec, "origin", None)
+    if origin in ("built-in", "frozen"):
+        return True
+    if not isinstance(origin, str):
+        return False
+    known = getattr(sys, "stdlib_module_names", None)
+    if known is not None and name.partition(".")[0] not in known:
+        return False
+    origin = os.path.realpath(origin)
+    return origin.startswith(_LIBRARY) and not origin.startswith(_FOREIGN)
+
+
+def _import_ahead(control: _socket.socket, name: str) -> None:
+    """Import a module, if a trial in a child of its own shows that it leaves nothing behind but modules."""
+    if name in sys.modules:
+        return
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            status = 0 if _is_harmless(name) else 2
+        except BaseException:
+            pass
+        os._exit(status)
+    if os.waitpid(pid, 0)[1]:
+        control.send(b"n " + name.encode())
+        return
+    __import__(name)
+    for there in set(sys.modules) - _baseline:
+        _ahead_names.add(there.partition(".")[0])
+        path = getattr(sys.modules[there], "__file__", None)
+        if path:
+            try:
+                if path not in _ahead_files and _add_watch(_inotify, os.fsencode(path), _CHANGES) < 0:
+                    _ahead_files[path] = _identity(os.stat(path))
+            except OSError:
+                pass
+    for script in _scripts.values():
+        script.directory_time = 0  # to be looked at again: it may hide the new ones
+
+
+def _is_harmless(name: str) -> bool:
+    import signal
+    import warnings
+
+    warned: list[object] = []
+    warnings.showwarning = lambda *arguments: warned.append(arguments)
+    warnings.simplefilter("always")
+    before = _world(signal)
+    __import__(name)
+    new = set(sys.modules) - _baseline
+    if not all(_is_own(each, sys.modules[each]) or each.partition(".")[0] in _allowed for each in new):
+        return False
+    return _world(signal) == before and not warned
+
+
+def _world(signal: Any) -> tuple[object, ...]:
+    """What an import must not change: it would be changed for scripts that do not import it."""
+    return (
+        os.listdir("/proc/self/task"),
+        os.listdir("/proc/self/fd"),
+        [repr(signal.getsignal(number)) for number in range(1, 65) if number not in (32, 33)],
+        dict(os.environ),
+        os.getcwd(),
+        list(sys.path),
+        list(sys.meta_path),
+        list(sys.path_hooks),
+        (sys.excepthook, sys.displayhook, sys.stdin, sys.stdout, sys.stderr, sys.getrecursionlimit()),
+        set(vars(sys.modules["builtins"])),
+    )
+
+
+def _read_ahead(path: bytes) -> None:
+    """Keep the code of a script, if it compiles without a word."""
+    import warnings
+
+    try:
+        script = _Script(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            script.code = script.compile()
+    except (OSError, SyntaxError, ValueError, Warning, RecursionError, MemoryError):
+        _scripts.pop(path, None)
+        return
+    if len(_scripts) >= _SCRIPTS:
+        del _scripts[next(iter(_scripts))]
+    _scripts[path] = script
+
+
+# -- the child
+
+
+def _receive(connection: _socket.socket) -> list[bytes]:
+    """Return the request that this child is for, [verb, path, directory, environment]; end if there will be none."""
+    message, ancillary, _, _ = connection.recvmsg(_PIECE, 64)
+    if not message:
+        os._exit(0)
+    end = 8 + int.from_bytes(message[:8], sys.byteorder)
+    while len(message) < end:
+        more = connection.recv(end - len(message))
+        if not more:
+            os._exit(0)
+        message += more
+    connection.close()
+    rights = ancillary[0][2]
+    descriptors = [int.from_bytes(rights[at : at + 4], sys.byteorder) for at in range(0, len(rights), 4)]
+    # Without a body, stdin is the null device, and it is already.
+    for number, descriptor in zip((2, 1, 0), reversed(descriptors)):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    return message[8:].split(b"\0", 3)
+
+
+def _set_environment(text: bytes) -> None:
+    """Put `text`, NAME=VALUE and NUL each, in place of the environment, Python's and the C library's."""
+    if _coerced and b"\0LC_CTYPE=" not in b"\0" + text:
+        text += _coerced
+    pairs = text.split(b"\0")
+    pairs.pop()
+    # The C library takes an environment that somebody else has laid out (environ(7)): one table, no copies.
+    address = id(text) + _BYTES_AT
+    addresses = bytearray()
+    values = {}
+    for pair in pairs:
+        addresses += address.to_bytes(8, sys.byteorder)
+        address += len(pair) + 1
+        name, _, value = pair.partition(b"=")
+        values[name] = value
+    table = bytes(addresses) + bytes(8)
+    _kept.append((text, table))
+    _environ.value = id(table) + _BYTES_AT
+    kept: Any = os.environ
+    for mapping in (kept._data, sys.modules["posix"].environ):
+        mapping.clear()
+        mapping.update(values)
+
+
+def _run(request: list[bytes], reports: bytes) -> NoReturn:
+    """Be the script. Returns nothing, and raises only what the interpreter is to end with."""
+    verb, path, directory, environment = request
+    _set_environment(environment)
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        _report(reports, b"chdir %d" % (error.errno or 0))
+        os._exit(127)
+    news: list[bytes] = []
+    try:
+        known = _scripts.get(path)
+        if known is not None and known.is_current(path):
+            script = known
+        else:
+            news.append(b"s " + path)
+            script = _Script(path)
+        why = _why_cold(script, news)
+    except OSError as error:
+        _start_cold(reports, verb, path, str(error), news)
+    if why:
+        _start_cold(reports, verb, path, why, news)
+    _prctl(_PR_SET_NAME, path.rpartition(b"/")[2][:15])
+    main = _become_main(script)
+    _finish(_execute(script, main), main, reports, news)
+
+
+def _why_cold(script: _Script, news: list[bytes]) -> str:
+    """Return why a fresh process is needed, or ''. Raises OSError."""
+    if script.shadows:
+        return "a file beside it has the name of a module that was imported ahead"
+    # Looked for and not taken: it is there for every child. Each page that is touched costs more than this.
+    if _has_event():
+        news.append(b"o")
+        return "a module that was imported ahead has changed"
+    for name, identity in _ahead_files.items():
+        if _identity(os.stat(name)) != identity:
+            news.append(b"o")
+            return name + " has changed"
+    return ""
+
+
+def _has_event() -> bool:
+    """Whether a watched file has changed (inotify(7)); nothing is watched any more afterwards."""
+    if _inotify < 0:
+        return False
+    _ioctl(_inotify, _FIONREAD, _count_at)
+    os.close(_inotify)
+    return _count.value > 0
+
+
+def _report(reports: bytes, *lines: bytes) -> None:
+    try:
+        sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+        sender.sendto(b"\n".join(lines), _socket.MSG_DONTWAIT, reports)
+        sender.close()
+    except OSError:
+        pass
+
+
+def _start_cold(reports: bytes, verb: bytes, path: bytes, why: str, news: list[bytes]) -> NoReturn:
+    """Execute the script instead, in this process, unless that is not wanted."""
+    words = why.encode("utf-8", "backslashreplace").replace(b"\n", b" ")
+    if verb == b"W":
+        _report(reports, b"unfit " + words, *news)
+        os._exit(127)
+    _report(reports, b"cold " + words, *news)
+    import signal
+
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execve(path, (path,), os.environb)
+    except OSError as error:
+        _report(reports, b"exec %d" % (error.errno or 0))
+    os._exit(127)
+
+
+def _become_main(script: _Script) -> ModuleType:
+    """Make the script's module, and what it sees of its start (pythonrun.c, pymain_run_python)."""
+    name = script.name
+    sys.argv = [name]
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv[-len(_words) :] = [name]
+    if _HAS_SCRIPT_DIRECTORY:
+        sys.path[0] = script.directory
+    main = sys.modules["__main__"] = type(sys)("__main__")
+    space = main.__dict__
+    space["__loader__"] = _Loader("__main__", name)
+    if sys.version_info < (3, 14):
+        space["__annotations__"] = {}
+    space["__builtins__"] = sys.modules["builtins"]
+    space["__file__"] = name
+    space["__cached__"] = None
+    return main
+
+
+def _execute(script: _Script, main: ModuleType) -> int:
+    """Run the code; return the exit status."""
+    try:
+        exec(script.code if script.code is not None else script.compile(), main.__dict__)
+    except SystemExit as stop:
+        return _exit_status(stop.code)
+    except BaseException as error:
+        # Without the frames that are ours.
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        if script.code is None and trace is not None and trace.tb_frame.f_code is _Script.compile.__code__:
+            trace = None
+        error.__traceback__ = trace
+        return _show(error, trace)
+    return 0
+
+
+def _exit_status(code: object) -> int:
+    """Return what SystemExit means (pythonrun.c, _Py_HandleSystemExit)."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(2**31) <= code < 2**31 else 255
+    try:
+        sys.stdout.flush()
+    except BaseException:
+        pass
+    try:
+        sys.stderr.write(str(code) + "\n")
+    except BaseException:
+        pass
+    return 1
+
+
+def _show(error: BaseException, trace: TracebackType | None) -> int:
+    """Tell of an exception that nobody caught, as the interpreter does; return the exit status."""
+    kind = type(error)
+    sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error
+    try:
+        try:
+            sys.excepthook(kind, error, trace)
+        except SystemExit as stop:
+            return _exit_status(stop.code)
+        except BaseException as worse:
+            sys.stderr.write("Error in sys.excepthook:\n")
+            sys.__excepthook__(type(worse), worse, worse.__traceback__ and worse.__traceback__.tb_next)
+            sys.stderr.write("\nOriginal exception was:\n")
+            sys.__excepthook__(kind, error, trace)
+    except BaseException:
+        pass
+    if isinstance(error, KeyboardInterrupt):
+        # The interpreter then kills itself by SIGINT; it has been told of already.
+        sys.excepthook = lambda *_: None
+        raise error
+    return 1
+
+
+def _finish(status: int, main: ModuleType, reports: bytes, news: list[bytes]) -> NoReturn:
+    """End as the interpreter does and in its order (pylifecycle.c, Py_FinalizeEx), but take apart only what the script
+    has made: each object of the warm interpreter that is freed would be a page to copy."""
+    modules = sys.modules
+    if "threading" in modules:
+        try:
+            modules["threading"]._shutdown()
+        except BaseException:
+            raise SystemExit(status) from None
+    if "atexit" in modules:
+        try:
+            modules["atexit"]._run_exitfuncs()
+        except BaseException:
+            pass  # it has said so
+    for name, module in list(modules.items()):
+        if name not in _known and name != "__main__" and _is_own(name, module):
+            news.append(b"m " + name.encode())
+    if news:
+        _report(reports, *news)
+    if not _flush() or ("_thread" in modules and modules["_thread"]._count()):
+        # stdout that does not take it, threads that go on: the interpreter's own way has words and rules for it.
+        raise SystemExit(status)
+    main.__dict__.clear()
+    gc.collect()
+    for thing in gc.get_objects():
+        # Whatever still holds a file that was not closed: what was written to it is not lost.
+        try:
+            if isinstance(thing, _FILES) and not thing.closed:
+                thing.flush()
+        except BaseException:
+            pass
+    if not _flush():
+        raise SystemExit(status)
+    os._exit(status)
+
+
+def _flush() -> bool:
+    """Flush stdout and stderr; return whether stdout has taken it."""
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BaseException:
+        return False
+    try:
+        if sys.stderr is not None and not sys.stderr.closed:
+            sys.stderr.flush()
+    except BaseException:
+        pass
+    return True
+
+
+_main()
