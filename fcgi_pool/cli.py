@@ -97,6 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def check(arguments: Sequence[str]) -> None:
+    """Raise ConfigError if a manager with this command line would not start, as far as that is known before."""
+    for pool in read_options(_parser().parse_args(arguments)).pools:
+        launch_for(pool)
+        socket_owner(pool)
+
+
 def read_options(options: argparse.Namespace) -> ManagerConfig:
     """Return the configuration that `options` stand for, read anew; raise UsageError or ConfigError."""
     if options.config:

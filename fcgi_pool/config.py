@@ -152,7 +152,7 @@ def read_pool(name: str, table: Mapping[str, Any], defaults: Mapping[str, Any] |
     values: dict[str, Any] = dict(defaults or {})
     seen: set[str] = set()
     for written, value in _flattened(table):
-        key = _key(written)
+        key = key_of(written)
         where = f"pools.{name}.{written}"
         if key not in _READERS:
             raise ConfigError(f"{where}: there is no such key{_nearest(key)}")
@@ -204,7 +204,7 @@ def _flattened(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
     return found
 
 
-def _key(written: str) -> str:
+def key_of(written: str) -> str:
     """Return the field that a key means, however it was written."""
     key = written.replace(".", "_")
     if key == "listen_address":

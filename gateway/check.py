@@ -16,6 +16,8 @@ def report(settings: Settings) -> int:
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
     for pool in settings.pools:
         print(f"pool     {pool.server.name}: {pool.server.connections} × {shlex.join(pool.command)}")
+        for directive in pool.directives:
+            print(f"           {directive}")
     for mount in settings.mounts:
         if isinstance(mount, FastCgiMount):
             print(f"fastcgi  {mount.prefix} -> {mount.server.address}")

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fcgi_pool.config import ConfigError, key_of
 from fcgi_pool.listener import Address, AddressError, unlink_socket
 from gateway.check import report
 from gateway.error_log import ErrorLog
@@ -24,6 +25,7 @@ from gateway.http.reader import reader_class
 from gateway.log_file import LogFile
 from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
+from gateway.pools import check_pool
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Pool, Settings, SiteMount, Timeouts, Tls
 from gateway.tls import TlsError, server_context
 
@@ -33,6 +35,20 @@ _PREFIX = re.compile(r"/(?:[^\s=?#%]*/)?")
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 # A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
 _ENV_LIMIT = 64 * 1024
+
+# Directives of a pool that are the front's to decide, and what decides them.
+_OWN_DIRECTIVES = {
+    "command": "--pool PREFIX=COMMAND names it",
+    "max_children": "--children N gives it",
+    "env": "--env NAME=VALUE gives each variable",
+    **dict.fromkeys(
+        ("app", "python", "runner"), "python -m fcgi_pool --app runs it, and --fastcgi PREFIX=ADDRESS serves it"
+    ),
+    **dict.fromkeys(
+        ("listen", "listen_owner", "listen_group", "listen_mode", "listen_allowed_clients"),
+        "such a pool serves this server alone; for others, too, start it by python -m fcgi_pool, and use --fastcgi",
+    ),
+}
 
 _Opened = TypeVar("_Opened")
 
@@ -69,6 +85,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_pool(text, env, options, sockets, pools))
     for text in options.php:
         mounts.append(_php(text, env, options, sockets, pools))
+    _check_pools(pools, options.pool_set)
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
@@ -252,11 +269,34 @@ def _managed(
     children = _count("--children", options.children or str(max(2 * len(os.sched_getaffinity(0)), 4)))
     if children > MOST:
         raise UsageError(f"--children {children}: more than {MOST} processes of one pool; write fewer")
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", prefix.strip("/"))[:32] or "root"
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", prefix).strip(".-")[:32] or "root"
     address = Address(path=os.path.join(sockets, f"{len(pools)}-{name}.sock"))
     server = FastCgiServer(name, address, children)
-    pools.append(Pool(server, (os.path.abspath(program), *command[1:]), env))
+    pools.append(Pool(server, (os.path.abspath(program), *command[1:]), env, tuple(options.pool_set)))
     return server
+
+
+def _check_pools(pools: list[Pool], directives: list[str]) -> None:
+    keys = []
+    for text in directives:
+        name, equals, _ = text.partition("=")
+        key = key_of(name)
+        keys.append(key)
+        if not equals:
+            raise UsageError(f"--pool-set {text}: no value; write KEY=VALUE, as --pool-set max_requests=500")
+        if key in _OWN_DIRECTIVES:
+            raise UsageError(f"--pool-set {text}: {name} is not set by it; {_OWN_DIRECTIVES[key]}")
+    _refuse_duplicates("--pool-set", keys)
+    if directives and not pools:
+        raise UsageError(f"--pool-set {directives[0]}: there is no pool; --pool and --php start one")
+    if "status_listen" in keys and len(pools) > 1:
+        raise UsageError("--pool-set status_listen: there are several pools; only one can listen at an address")
+    for pool in pools:
+        try:
+            check_pool(pool)
+        except ConfigError as error:
+            option = "--pool-set" if directives else "--pool"
+            raise UsageError(f"{option}: {error}; the keys and their values are in docs/fastcgi.rst") from None
 
 
 def _refuse_duplicates(option: str, values: list[str]) -> None:

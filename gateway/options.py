@@ -76,6 +76,8 @@ def _add_fastcgi(add: _Add) -> None:
     add("--php-server", metavar="ADDRESS", default="",
         help="run the *.php of --php by the server at ADDRESS, php-fpm say, and not by a pool of our own")  # fmt: skip
     add("--children", metavar="N", help="processes of each pool (default: two for each CPU, at least 4)")
+    add("--pool-set", action="append", default=[], metavar="KEY=VALUE",
+        help="give each pool this directive, as max_requests=500 (docs/fastcgi.rst has them); repeatable")  # fmt: skip
     add("--connections", metavar="N",
         help="connections that such a server can serve at once (default: not known, one a request)")  # fmt: skip
 

@@ -8,21 +8,31 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from fcgi_pool import cli
 from gateway.settings import Pool
 
 # From the start of a manager until it listens, in seconds. Its workers may take longer; who connects then waits.
 _PATIENCE = 10.0
 
 
+def check_pool(pool: Pool) -> None:
+    """Raise ConfigError if the manager of `pool` would not start, as far as that is known before."""
+    cli.check(_pool_arguments(pool))
+
+
 def become_manager(pool: Pool, ready: int) -> NoReturn:
     """Turn this process into the manager of `pool`, which writes to the descriptor `ready` once it listens."""
     os.set_inheritable(ready, True)
-    arguments = [sys.executable, "-m", "fcgi_pool"]
-    arguments += ["--listen", str(pool.server.address), "--children", str(pool.server.connections)]
-    arguments += ["--name", pool.server.name, "--ready-fd", str(ready), "--die-with-parent"]
-    for name, value in pool.env:
-        arguments += ["--env", f"{name}={value}"]
-    os.execv(sys.executable, [*arguments, "--", *pool.command])
+    own = ["--ready-fd", str(ready), "--die-with-parent"]
+    os.execv(sys.executable, [sys.executable, "-m", "fcgi_pool", *own, *_pool_arguments(pool)])
+
+
+def _pool_arguments(pool: Pool) -> list[str]:
+    server = pool.server
+    arguments = ["--name", server.name, "--listen", str(server.address), "--children", str(server.connections)]
+    arguments += [f"--env={name}={value}" for name, value in pool.env]
+    arguments += [f"--set={directive}" for directive in pool.directives]
+    return [*arguments, "--", *pool.command]
 
 
 def start_and_wait(start: Callable[[int], int]) -> tuple[int, bool]:

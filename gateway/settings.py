@@ -83,11 +83,12 @@ class SiteMount:
 @dataclass(frozen=True, slots=True)
 class Pool:
     """A pool of processes that is started and kept by us: `server`'s name, address and number of children, their
-    command line, and their variables."""
+    command line, their variables, and the pool's directives, each as ``KEY=VALUE``."""
 
     server: FastCgiServer
     command: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
+    directives: tuple[str, ...] = ()
 
 
 Mount = CgiMount | FastCgiMount | SiteMount

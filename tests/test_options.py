@@ -253,3 +253,49 @@ def test_a_mount_at_the_root(serve, tmp_path):
     )
     server = serve("--cgi-dir", f"/={one.parent}", cgi_dir=tmp_path / "one")
     assert server.get("/x/info").body == b"/x|/info"
+
+
+TRUE = ["--pool", "/app/=true"]
+
+
+@pytest.mark.parametrize(
+    ("directive", "word"),
+    [
+        ("max_requests=many", "max_requests"),
+        ("max_requests", "KEY=VALUE"),
+        ("pm=often", "static, dynamic, ondemand"),
+        ("max_request=3", "max_requests"),
+        ("request_terminate_timeout=soon", "5m"),
+        ("request_slowlog_timeout=1s", "slowlog"),
+        ("user=nobody-of-that-name", "no such user"),
+        ("chdir=/no/such/directory", "no such directory"),
+        # The front's to decide.
+        ("command=php-cgi", "--pool"),
+        ("app=wiki:application", "--app"),
+        ("max_children=3", "--children"),
+        ("pm.max_children=3", "--children"),
+        ("env=A=b", "--env"),
+        ("listen=/tmp/s", "--fastcgi"),
+        ("listen.mode=0666", "--fastcgi"),
+    ],
+)
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["start", "check"])
+def test_a_bad_directive_of_the_pools(directive, word, check):
+    line = refused(*TRUE, "--pool-set", directive, *check)
+    assert line.startswith("gateway: --pool-set")
+    assert directive.partition("=")[0] in line
+    assert word in line
+
+
+def test_directives_that_do_not_go_together(cgi):
+    assert "pm is given twice" in refused(*TRUE, "--pool-set", "pm=static", "--pool-set", "pm.mode=dynamic")
+    assert "no pool" in refused("--cgi-dir", cgi, "--pool-set", "pm=static")
+    status = ["--pool-set", "status_listen=127.0.0.1:9001"]
+    assert "several pools" in refused(*TRUE, "--pool", "/b/=true", *status)
+
+
+def test_check_shows_the_directives():
+    command = [sys.executable, "-m", "gateway", *TRUE, "--pool-set", "pm=ondemand", "--check"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended
+    assert "pm=ondemand" in ended.stdout
