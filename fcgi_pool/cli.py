@@ -17,6 +17,7 @@ from fcgi_pool.lookup import launch_for, socket_owner
 from fcgi_pool.manager import Manager
 from fcgi_pool.prepare import Prepared, prepare
 from fcgi_pool.process import die_with
+from fcgi_pool.told import Reader
 
 _NAME = "www"
 # Options that are directives of the pool, under their names.
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default notice)")
     add("--pid-file", metavar="PATH", help="holds the manager's pid while it runs")
     add("--ready-fd", metavar="N", help="write a line to this descriptor when all pools listen, and close it")
+    add("--told-fd", metavar="N", help="shared memory in which a gateway tells of its connections to the pool")
     add("--die-with-parent", action="store_true", help="be killed when the process that started this one dies")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="a FastCGI program, after --")
     return parser
@@ -83,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 2 for a mistake that is told in one line."""
     try:
         options = _parser().parse_args(arguments)
-        ready = _ready_descriptor(options.ready_fd)
+        ready = _descriptor("--ready-fd", options.ready_fd)
+        told = _told(options)
         _keep_descriptors()
         if options.die_with_parent:
             # Not TERM: a manager that is stopped or stuck would outlive its parent, and so would the workers.
@@ -91,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_options(options)
         if options.check:
             return _report(config)
-        return _serve(config, lambda: read_options(options), ready)
+        return _serve(config, lambda: read_options(options), ready, told)
     except ConfigError as error:
         print(f"fcgi_pool: {error}", file=sys.stderr)
         return 2
@@ -170,14 +173,29 @@ def _read_file(path: str) -> dict[str, Any]:
         raise UsageError(f"--config {path}: not TOML: {error}") from None
 
 
-def _ready_descriptor(text: str | None) -> int:
+def _told(options: argparse.Namespace) -> Reader | None:
+    descriptor = _descriptor("--told-fd", options.told_fd)
+    if descriptor < 0:
+        return None
+    if options.config:
+        raise UsageError("--told-fd: stands for one pool, and so not with --config")
+    try:
+        reader = Reader(descriptor)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--told-fd {descriptor}: {error}") from None
+    os.close(descriptor)
+    return reader
+
+
+def _descriptor(option: str, text: str | None) -> int:
+    """Return an inherited descriptor, -1 for none."""
     if text is None:
         return -1
     try:
         descriptor = int(text)
         os.fstat(descriptor)
     except (ValueError, OSError):
-        raise UsageError(f"--ready-fd {text}: no open descriptor; it has to be inherited") from None
+        raise UsageError(f"{option} {text}: no open descriptor; it has to be inherited") from None
     return descriptor
 
 
@@ -202,7 +220,7 @@ def _report(config: ManagerConfig) -> int:
     return 0
 
 
-def _serve(config: ManagerConfig, reread: Callable[[], ManagerConfig], ready: int) -> int:
+def _serve(config: ManagerConfig, reread: Callable[[], ManagerConfig], ready: int, told: Reader | None) -> int:
     try:
         log = Log(config.error_log, config.log_level)
     except OSError as error:
@@ -217,7 +235,7 @@ def _serve(config: ManagerConfig, reread: Callable[[], ManagerConfig], ready: in
             entry.undo()
         raise
     try:
-        manager = Manager(prepared, log, reread)
+        manager = Manager(prepared, log, reread, told)
         if ready >= 0:
             with contextlib.suppress(OSError):
                 os.write(ready, b"ready\n")

@@ -28,6 +28,7 @@ from fcgi_pool.slowlog import SlowLog, Trace
 from fcgi_pool.snapshot import Snapshot, WorkerState
 from fcgi_pool.sock_diag import SockDiag
 from fcgi_pool.status import Counters
+from fcgi_pool.told import Reader
 from fcgi_pool.worker import Output, Worker, describe_end
 
 # Seconds after which a worker of which nothing can be seen is taken to have come up, and after which the death of one
@@ -50,9 +51,14 @@ class End(Enum):
 
 
 class Generation:
-    """The workers of a pool as it was `prepared`; `counters` are the pool's. Raises OSError: no descriptor is left."""
+    """The workers of a pool as it was `prepared`; `counters` are the pool's. Raises OSError: no descriptor is left.
 
-    def __init__(self, prepared: Prepared, loop: Loop, log: Log, counters: Counters) -> None:
+    `told`: reads what a web server says of its connections.
+    """
+
+    def __init__(
+        self, prepared: Prepared, loop: Loop, log: Log, counters: Counters, told: Reader | None = None
+    ) -> None:
         self.prepared = prepared
         self.config = config = prepared.config
         self._listener = listener = prepared.sockets.listener
@@ -61,6 +67,7 @@ class Generation:
         self.failures = Failures()
         self.ladder: Ladder | None = None
         self._counters = counters
+        self._told = told
         self._wants_more = False
         self.wanted = 0  # workers it began with
         self._loop = loop
@@ -181,7 +188,7 @@ class Generation:
         """See what the workers do."""
         pids = {pid: worker.started for pid, worker in self.workers.items()}
         if self._observer:
-            self.snapshot = self._observer.look(pids, now)
+            self.snapshot = self._observer.look(pids, now, self._told.read(now) if self._told else None)
         else:
             states = (WorkerState(pid, started, False, started, 0, 0) for pid, started in sorted(pids.items()))
             self.snapshot = Snapshot(tuple(states))
@@ -367,7 +374,7 @@ def _asked(listener: socket.socket) -> SockDiag | None:
 def _asked_for(snapshot: Snapshot, pid: int) -> str:
     """Return what a worker works on, if it is known, as the end of a sentence."""
     for state in snapshot.workers:
-        if state.pid == pid and state.request:
+        if state.pid == pid and state.request and state.request.method:
             return f": {state.request.method} {state.request.uri}"
     return ""
 

@@ -18,6 +18,7 @@ from fcgi_pool.log import Log
 from fcgi_pool.loop import Loop
 from fcgi_pool.pool import LOOK, Pool, reap_one
 from fcgi_pool.prepare import Prepared, Sockets, prepare
+from fcgi_pool.told import Reader
 
 # php-fpm's, and HUP, since a terminal that is closed is no reason to leave workers and sockets behind.
 _PHASES = {
@@ -32,11 +33,15 @@ _SIGNALS = (*_PHASES, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 class Manager:
     """Runs pools that were prepared.
 
-    `reread`: returns the configuration as it is now, for a reload; raises ConfigError.
+    `reread`: returns the configuration as it is now, for a reload; raises ConfigError. `told`: reads what a web server
+    says of its connections, to the one pool there is then.
     """
 
-    def __init__(self, prepared: list[Prepared], log: Log, reread: Callable[[], ManagerConfig]) -> None:
+    def __init__(
+        self, prepared: list[Prepared], log: Log, reread: Callable[[], ManagerConfig], told: Reader | None = None
+    ) -> None:
         self._log = log
+        self._told = told
         self._reread = reread
         self._signals = _catch_signals()
         self._loop = Loop()
@@ -93,7 +98,7 @@ class Manager:
 
     def _add(self, entry: Prepared) -> None:
         config = entry.config
-        self._pools[config.name] = Pool(entry, self._loop, self._log)
+        self._pools[config.name] = Pool(entry, self._loop, self._log, self._told)
         text = f"{config.pm}, {config.max_children} workers at most, on {config.listen}"
         self._log.write("notice", text, config.name)
 

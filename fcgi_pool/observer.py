@@ -5,7 +5,7 @@ accepted connection is busy, and cannot take another. Where the web server opens
 is the age of the request. Where it keeps connections, a worker that waits for bytes from its peer has no request under
 way, so its time starts anew whenever it is seen waiting; between two requests that follow at once it is not, unless the
 web server tells. What begins and ends between two looks is not seen: that worker was idle, and its request is not
-counted.
+counted, unless the web server tells.
 
 A look costs one dump of the kernel's sockets, and a link or a file of /proc for each connection. A program accepts
 nearly always on the same descriptor, so a new connection is looked for there first; among all descriptors, and those of
@@ -18,12 +18,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fcgi_pool import proc
 from fcgi_pool.scoreboard import Row, Scoreboard
 from fcgi_pool.snapshot import RequestInfo, Snapshot, WorkerState
 from fcgi_pool.sock_diag import Connection, SockDiag, Sockets
+from fcgi_pool.told import Carried, Told
 
 # FastCGI 1.0 section 2.2: the listening socket is descriptor 0.
 _LISTENER = 0
@@ -38,9 +39,16 @@ _SEARCHES = 3
 
 @dataclass(slots=True)
 class _Held:
-    """An accepted connection and who has it: `pid` is the worker, `holder` itself or a child of it, 0 not known."""
+    """An accepted connection and who has it: `pid` is the worker, `holder` itself or a child of it, 0 not known.
+
+    `peer`: the inode of the other side. `not_before`: when it was not accepted yet; a request that waited for that is
+    no older. `counted`: how many of its requests were added to a worker's.
+    """
 
     since: float
+    peer: int = 0
+    not_before: float = float("-inf")
+    counted: int = 0
     pid: int = 0
     holder: int = 0
     descriptor: int = -1
@@ -76,6 +84,7 @@ class Observer:
         self._workers: dict[int, _Worker] = {}
         self._held: dict[int, _Held] = {}  # inode: who has it
         self._sockets = Sockets()
+        self._looked = float("-inf")
         self._usual = -1  # where a worker, whichever, had a connection last
 
     def close(self) -> None:
@@ -86,13 +95,11 @@ class Observer:
         """Return the inodes of the connections that are accepted at this moment; raise OSError if that is not told."""
         return self._diag.look().connections.keys()
 
-    def look(
-        self, pids: Mapping[int, float], now: float, told: Mapping[int, RequestInfo | None] | None = None
-    ) -> Snapshot:
+    def look(self, pids: Mapping[int, float], now: float, told: Told | None = None) -> Snapshot:
         """Return the pool as it is now. Raises nothing: a worker that has gone meanwhile is idle.
 
         `pids`: the workers and when each was started. `now`: `time.monotonic()` seconds. `told`: what a web server of
-        ours says of its connections: the inode of its side, and the request under way there, None for none.
+        ours says of its connections.
         """
         # A kernel short of memory refuses now and then; then the last answer holds.
         with contextlib.suppress(OSError):
@@ -103,10 +110,15 @@ class Observer:
         for pid in pids.keys() - self._workers.keys():
             self._workers[pid] = _Worker(pids[pid])
         silent = [pid for pid in pids if pid not in rows]
+        carried = told.connections if told else {}
+        for held in self._held.values():
+            # Before it is forgotten: it may be closed by now.
+            self._count(held, carried.get(held.peer), now)
         self._forget()
         if silent:
             self._place(silent, now)
-        self._judge(now, told or {})
+        self._judge(now, carried)
+        self._looked = now
         states = []
         for pid in sorted(pids):
             worker = self._workers[pid]
@@ -114,7 +126,18 @@ class Observer:
                 worker.memory, worker.memory_read = proc.memory(pid), now
             row = rows.get(pid)
             states.append(_as_told(row, pids[pid], worker.memory, now) if row else self._as_seen(pid, pids[pid], now))
-        return Snapshot(tuple(states), self._sockets.queue, self._sockets.limit)
+        requests = told.requests if told else None
+        return Snapshot(tuple(states), self._sockets.queue, self._sockets.limit, requests)
+
+    def _count(self, held: _Held, carried: Carried | None, now: float) -> None:
+        """Add to its worker's requests those that a connection has had since."""
+        worker = self._workers.get(held.pid)
+        if worker and carried and carried.requests > held.counted:
+            worker.requests += carried.requests - held.counted
+            worker.since = now
+            # Of those that were short nothing is known.
+            worker.request = None
+            held.counted = carried.requests
 
     def _forget(self) -> None:
         """Drop the connections that are no longer where they were."""
@@ -130,8 +153,9 @@ class Observer:
 
     def _place(self, pids: list[int], now: float) -> None:
         """Find out which worker has each new connection."""
-        for inode in self._sockets.connections.keys() - self._held.keys():
-            self._held[inode] = _Held(now)
+        connections = self._sockets.connections
+        for inode in connections.keys() - self._held.keys():
+            self._held[inode] = _Held(now, connections[inode].peer, self._looked)
         wanted = {inode for inode, held in self._held.items() if not held.holder and held.searches < _SEARCHES}
         if not wanted:
             return
@@ -155,12 +179,14 @@ class Observer:
         worker = self._workers[pid]
         if held.pid != pid:
             worker.requests += 1
+            worker.request = None
+            held.counted = max(1, held.counted)
         if holder == pid:
             worker.descriptor = self._usual = descriptor
         held.pid, held.holder, held.descriptor = pid, holder, descriptor
         wanted.discard(inode)
 
-    def _judge(self, now: float, told: Mapping[int, RequestInfo | None]) -> None:
+    def _judge(self, now: float, told: Mapping[int, Carried]) -> None:
         """Find out what each connection's worker does with it."""
         for worker in self._workers.values():
             worker.held.clear()
@@ -169,10 +195,12 @@ class Observer:
                 continue
             self._workers[held.pid].held.append(held)
             connection = self._sockets.connections.get(inode)
-            if connection and connection.peer in told:
-                held.request = told[connection.peer]
-                held.is_idle = held.request is None
-                held.since = held.request.started if held.request else now
+            carried = told.get(connection.peer) if connection else None
+            if carried:
+                self._count(held, carried, now)
+                _take(held, carried, now)
+                # It cannot take who waits.
+                held.is_idle = carried.request is None and not self._sockets.queue
             elif held.since < now:
                 _judge_by_call(held, connection, now)
 
@@ -196,6 +224,13 @@ def _in_turn(pids: Iterable[int]) -> Iterable[tuple[int, int]]:
     for pid in pids:
         for child in proc.descendants(pid):
             yield pid, child
+
+
+def _take(held: _Held, carried: Carried, now: float) -> None:
+    """Take what a web server tells of a connection's request."""
+    request = carried.request
+    held.since = max(request.started, held.not_before) if request else now
+    held.request = replace(request, started=held.since) if request else None
 
 
 def _judge_by_call(held: _Held, connection: Connection | None, now: float) -> None:

@@ -26,6 +26,7 @@ from fcgi_pool.refusal import refuser
 from fcgi_pool.snapshot import Snapshot
 from fcgi_pool.status import Counters, Page, render
 from fcgi_pool.status_server import StatusServer, respond
+from fcgi_pool.told import Reader
 
 # Seconds between two looks, at most.
 LOOK = 0.25
@@ -35,17 +36,21 @@ _EAGER_LOOK = 0.05
 
 
 class Pool:
-    """A pool as it was prepared; its sockets are its own from now on. Raises OSError."""
+    """A pool as it was prepared; its sockets are its own from now on. Raises OSError.
 
-    def __init__(self, prepared: Prepared, loop: Loop, log: Log) -> None:
+    `told`: reads what a web server says of its connections to the pool.
+    """
+
+    def __init__(self, prepared: Prepared, loop: Loop, log: Log, told: Reader | None = None) -> None:
         self.config = prepared.config
         self.sockets = prepared.sockets
         self.counters = Counters(time.monotonic())
         self.due = 0.0
         self._loop = loop
         self._log = log
+        self._told = told
         self._listener = self.sockets.listener
-        self._current = Generation(prepared, loop, log, self.counters)
+        self._current = Generation(prepared, loop, log, self.counters, told)
         self._next: Generation | None = None
         self._old: list[Generation] = []
         self._phase = Phase.NORMAL
@@ -68,7 +73,7 @@ class Pool:
         if not others:
             return current
         workers = sorted([*current.workers, *others], key=lambda worker: worker.pid)
-        return Snapshot(tuple(workers), current.queue, current.queue_limit)
+        return Snapshot(tuple(workers), current.queue, current.queue_limit, current.requests)
 
     @property
     def has_ended(self) -> bool:
@@ -195,7 +200,7 @@ class Pool:
             self.sockets = prepared.sockets
             self._open_status()
         self._phase = Phase.RELOADING
-        self._next = Generation(prepared, self._loop, self._log, self.counters)
+        self._next = Generation(prepared, self._loop, self._log, self.counters, self._told)
         self._next.begin_with(min(max(config.first, self._current.snapshot.busy), config.max_children), now)
         self.due = 0.0
 

@@ -23,6 +23,7 @@ METHOD_LIMIT = 16
 USER_LIMIT = 64
 SCRIPT_LIMIT = 512
 URI_LIMIT = 1024
+TEXT_LIMIT = METHOD_LIMIT + USER_LIMIT + SCRIPT_LIMIT + URI_LIMIT + 8  # with what stands between them
 
 SLOT_SIZE = 2048
 IDLE = 1
@@ -53,17 +54,36 @@ class Row(NamedTuple):
     uri: str
 
 
+def sealed_memory(name: str, size: int) -> int:
+    """Return a descriptor of so many bytes of memory, all zero, whose size nobody can change; raise OSError."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def pack_text(method: bytes, user: bytes, script: bytes, uri: bytes) -> bytes:
+    """Return what is written of a request, in TEXT_LIMIT bytes at most."""
+    return b"\0".join((method[:METHOD_LIMIT], user[:USER_LIMIT], script[:SCRIPT_LIMIT], uri[:URI_LIMIT]))
+
+
+def unpack_text(text: bytes) -> list[str]:
+    """Return method, user, script and URI."""
+    values = [value.decode("utf-8", "backslashreplace") for value in text.split(b"\0", 3)]
+    return values + [""] * (4 - len(values))
+
+
 class Scoreboard:
     """The manager's side: `slots` workers at most."""
 
     def __init__(self, slots: int) -> None:
         size = max(1, slots) * SLOT_SIZE
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        self._descriptor = os.memfd_create("fcgi_pool scoreboard", flags)
+        self._descriptor = sealed_memory("fcgi_pool scoreboard", size)
         try:
-            os.ftruncate(self._descriptor, size)
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, seals)
             self._memory = mmap.mmap(self._descriptor, size)
         except BaseException:
             os.close(self._descriptor)
@@ -119,9 +139,7 @@ class Scoreboard:
 
 def _row(pid: int, state: int, numbers: Sequence[Any], text: bytes) -> Row:
     requests, since, started, cpu, content_length = numbers
-    values = [value.decode("utf-8", "backslashreplace") for value in text.split(b"\0", 3)]
-    values += [""] * (4 - len(values))
-    return Row(pid, state == BUSY, requests, since, started, cpu, content_length, *values)
+    return Row(pid, state == BUSY, requests, since, started, cpu, content_length, *unpack_text(text))
 
 
 class Slot:
@@ -156,7 +174,7 @@ class Slot:
 
     def begin(self, method: bytes, uri: bytes, content_length: int = 0, user: bytes = b"", script: bytes = b"") -> None:
         """Note that a request begins. `uri`: REQUEST_URI. `content_length`: bytes of its body, 0 for none."""
-        text = b"\0".join((method[:METHOD_LIMIT], user[:USER_LIMIT], script[:SCRIPT_LIMIT], uri[:URI_LIMIT]))
+        text = pack_text(method, user, script, uri)
         self._requests += 1
         self._content_length = content_length
         self._length = len(text)

@@ -164,7 +164,7 @@ def head(pool: str, worker: WorkerState, now: float, wall: float) -> str:
     request = worker.request
     script = printable(request.script) if request and request.script else "-"
     lines = ["", f"[{date}]  [pool {pool}] pid {worker.pid}", f"script_filename = {script}"]
-    if request:
+    if request and request.method:
         lines.append(f"request = {printable(request.method)} {printable(request.uri)}")
     lines.append(f"duration = {now - worker.since:.3f}")
     return "".join(f"{line}\n" for line in lines)

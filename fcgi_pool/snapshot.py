@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """One request, as the worker that answers it tells. Known only for workers that write a scoreboard.
+    """One request, as the worker that answers it tells, or the web server that has sent it.
 
     `content_length`: bytes of its body. `user`: who it was made as (REMOTE_USER), or "". `script`: SCRIPT_FILENAME.
     `cpu`: seconds of processor time it took; 0.0 until it has been answered.
@@ -47,12 +47,14 @@ class WorkerState:
 class Snapshot:
     """A pool: its workers in the order of their pids, and the connections that wait to be accepted.
 
-    `queue_limit`: how many the kernel lets wait; more are refused, or block in connect(2).
+    `queue_limit`: how many the kernel lets wait; more are refused, or block in connect(2). `requests`: how many there
+    have been in all, where a web server tells.
     """
 
     workers: tuple[WorkerState, ...] = ()
     queue: int = 0
     queue_limit: int = 0
+    requests: int | None = None
 
     @property
     def busy(self) -> int:

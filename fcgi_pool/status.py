@@ -43,6 +43,7 @@ class Counters:
     slow_requests: int = 0
     trouble: str = ""
     _requests: dict[int, tuple[float, int]] = field(default_factory=dict)
+    _is_told: bool = False
 
     def note(self, snapshot: Snapshot) -> None:
         """Take up what a look has shown; of every look."""
@@ -51,6 +52,8 @@ class Counters:
             self._count(worker.pid, worker.started, worker.requests)
             requests[worker.pid] = (worker.started, worker.requests)
         self._requests = requests
+        self._is_told = snapshot.requests is not None
+        self.accepted = self.accepted if snapshot.requests is None else snapshot.requests
         self.max_queue = max(self.max_queue, snapshot.queue)
         self.max_active = max(self.max_active, snapshot.busy)
 
@@ -65,7 +68,8 @@ class Counters:
         if known != started:
             before = 0
         # Fewer: it has begun to tell itself, and counts from its own start.
-        self.accepted += max(0, requests - before)
+        if not self._is_told:
+            self.accepted += max(0, requests - before)
 
 
 class Page(NamedTuple):

@@ -24,6 +24,7 @@ from fcgi_pool.protocol import encode_params, encode_request
 from fcgi_pool.protocol.records import encode_record
 from fcgi_pool.scoreboard import SLOT_SIZE, URI_LIMIT, Scoreboard, Slot
 from fcgi_pool.snapshot import RequestInfo, Snapshot, WorkerState
+from fcgi_pool.told import Board, Carried, Reader, Told
 from tests.support import PATIENCE, ROOT, descriptors, members, need, need_file, script, wait_until
 
 PHP = "<?php echo file_get_contents(getenv('GATE') ?: $_SERVER['GATE']);"
@@ -325,11 +326,98 @@ def test_a_web_server_tells(pools: Callable[..., Pool]) -> None:
     client = pool.connect(start_php(pool))
     pool.look_until(lambda seen: seen.busy == 1)
     inode = os.fstat(client.fileno()).st_ino
-    info = RequestInfo("GET", "/page", 0, "", "page.php", 50.0)
-    (worker,) = pool.observer.look(pool.pids, 200.0, {inode: info}).workers
-    assert (worker.is_busy, worker.since, worker.request) == (True, 50.0, info)
-    (worker,) = pool.observer.look(pool.pids, 201.0, {inode: None}).workers
+    began = pool.now + 50.0
+    info = RequestInfo("GET", "/page", 0, "", "page.php", began)
+    seen = pool.observer.look(pool.pids, 200.0, Told({inode: Carried(1, info)}, 7))
+    (worker,) = seen.workers
+    assert (worker.is_busy, worker.since, worker.request) == (True, began, info)
+    assert (worker.requests, seen.requests) == (1, 7)
+    (worker,) = pool.observer.look(pool.pids, 201.0, Told({inode: Carried(1)}, 7)).workers
     assert (worker.is_busy, worker.since, worker.request) == (False, 201.0, info)
+    # Others were answered between two looks: how many is known.
+    (worker,) = pool.observer.look(pool.pids, 202.0, Told({inode: Carried(4)}, 10)).workers
+    assert (worker.is_busy, worker.since, worker.request, worker.requests) == (False, 202.0, None, 4)
+    # While somebody waits, a worker whose connection is idle is not free.
+    waiting = pool.connect()
+    (worker,) = pool.observer.look(pool.pids, 203.0, Told({inode: Carried(4)}, 10)).workers
+    assert (worker.is_busy, worker.since) == (True, 203.0)
+    waiting.close()
+
+
+def test_a_request_that_waited_to_be_accepted_is_no_older_than_that(pools: Callable[..., Pool]) -> None:
+    """Its age is that of its worker's work on it."""
+    pool = pools()
+    request = start_php(pool)
+    pool.look()
+    client = pool.connect(request)
+    inode = os.fstat(client.fileno()).st_ino
+    told = Told({inode: Carried(1, RequestInfo("GET", "/page", 0, "", "page.php", 1.0))}, 1)
+    wait_until(lambda: "" if pool.observer.connections() else "not accepted yet")
+    before = pool.now
+    (worker,) = pool.observer.look(pool.pids, before + 1.0, told).workers
+    assert (worker.is_busy, worker.since) == (True, before)
+
+
+def test_the_board_of_a_web_server() -> None:
+    """What is written is read, by slot and in all; what was killed is forgotten, but for what it has sent."""
+    board = Board(2, 2)
+    places, others = board.places(0), board.places(1)
+    reader = Reader(board.fileno())
+    assert reader.read(0.0) == Told({}, 0)
+    first, second = places.take(11), places.take(12)
+    assert first
+    assert second
+    assert places.take(13) is None
+    first.begin(5.0)
+    second.begin(6.0)
+    second.describe(b"POST", b"/" + b"u" * 5000, 9, b"me", b"/a.php")
+    told = reader.read(7.0)
+    assert told.connections[11] == Carried(1, RequestInfo("", "", 0, "", "", 5.0))
+    request = RequestInfo("POST", "/" + "u" * (URI_LIMIT - 1), 9, "me", "/a.php", 6.0)
+    assert told == Told({11: told.connections[11], 12: Carried(1, request)}, 2)
+    # The next one is another, and what was written about the last one says nothing of it.
+    second.end()
+    assert reader.read(7.0).connections[12] == Carried(1)
+    second.begin(8.0)
+    assert not second.is_described
+    # A clock that was read a moment earlier.
+    assert reader.read(7.5).connections[12] == Carried(2, RequestInfo("", "", 0, "", "", 7.5))
+    # What a closed connection has had is read until its place is needed.
+    second.close()
+    assert reader.read(9.0).connections[12] == Carried(2)
+    third = places.take(13)
+    assert third
+    third.begin(9.0)
+    told = reader.read(9.0)
+    assert 12 not in told.connections
+    assert (told.connections[13].requests, told.requests) == (1, 4)
+    other = others.take(14)
+    assert other
+    board.clear(0)
+    assert reader.read(9.0) == Told({14: Carried(0)}, 4)
+    assert Reader(board.fileno()).read(9.0).requests == 0
+    board.close()
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"\x7f\xf0" * 4, b"\x41\x50" * 4, b"\x00" * 8 + b"\x40" * 8], ids=repr)
+def test_a_board_of_nonsense(content: bytes) -> None:
+    """No number is believed."""
+    board = Board(1, 4)
+    reader = Reader(board.fileno())
+    size = os.fstat(board.fileno()).st_size
+    os.pwrite(board.fileno(), (content * size)[:size], 0)
+    told = reader.read(100.0)
+    assert told.requests >= 0
+    for carried in told.connections.values():
+        assert carried.requests >= 0
+        assert carried.request is None or 0 < carried.request.started <= 100.0
+    board.close()
+    for size in (0, 100):
+        descriptor = os.memfd_create("no board")
+        os.ftruncate(descriptor, size)
+        with pytest.raises(ValueError, match="no memory"):
+            Reader(descriptor)
+        os.close(descriptor)
 
 
 def test_connections_of_nobody_are_given_up(pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch) -> None:
