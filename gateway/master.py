@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from fcgi_pool.listener import unlink_socket
+from fcgi_pool.told import Board
 from gateway import worker as front
 from gateway.cgi.process import signal_group
 from gateway.cgi.roll import Roll
@@ -75,8 +76,9 @@ class Master:
         self._workers = [Child("worker", number + 1) for number in range(settings.workers)]
         self._spawners = [Child("spawner", number + 1) for number in range(settings.workers)]
         self._pools = [Child("pool", number, label=pool.server.name) for number, pool in enumerate(settings.pools)]
+        self._boards = {pool.server: Board(settings.workers, pool.server.connections) for pool in settings.pools}
         self._tokens = {
-            server: Tokens(server.connections, settings.workers)
+            server: Tokens(server.connections, settings.workers, self._boards.get(server))
             for server in settings.fastcgi_servers
             if server.connections
         }
@@ -351,7 +353,7 @@ class Master:
     def _be_pool(self, pool: Pool, ready: int) -> None:
         for listener in self._listeners:
             listener.close()
-        become_manager(pool, ready)
+        become_manager(pool, ready, self._boards[pool.server].fileno())
 
     def _be_spawner(self, to_worker: socket.socket, worker_end: socket.socket, roll: Roll) -> None:
         # While anybody but the worker holds the worker's end, its death would not be seen.

@@ -20,10 +20,14 @@ def check_pool(pool: Pool) -> None:
     cli.check(_pool_arguments(pool))
 
 
-def become_manager(pool: Pool, ready: int) -> NoReturn:
-    """Turn this process into the manager of `pool`, which writes to the descriptor `ready` once it listens."""
-    os.set_inheritable(ready, True)
-    own = ["--ready-fd", str(ready), "--die-with-parent"]
+def become_manager(pool: Pool, ready: int, told: int) -> NoReturn:
+    """Turn this process into the manager of `pool`, which writes to the descriptor `ready` once it listens.
+
+    `told`: the memory in which the workers tell what their connections carry.
+    """
+    own = ["--ready-fd", str(ready), "--told-fd", str(told), "--die-with-parent"]
+    for descriptor in (ready, told):
+        os.set_inheritable(descriptor, True)
     os.execv(sys.executable, [sys.executable, "-m", "fcgi_pool", *own, *_pool_arguments(pool)])
 
 

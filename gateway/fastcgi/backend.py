@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 # An idle connection pins a child, which others may want, too. Kept for the next request for so many seconds.
 _LEASE = 0.05
-# A connection in use is renewed after so many seconds. Whoever watches a program from without, as a pool's manager
-# does, sees the age of its connection, and takes that for the age of its request.
+# At a pool of ours for longer: its manager looks four times a second, and only of a connection that it has seen does it
+# know which worker's the requests were. Who needs the child asks for it.
+_LEASE_OF_TOLD = 0.5
+# A connection in use is renewed after so many seconds. Whoever watches a program from without sees the age of its
+# connection, and takes that for the age of its request. And a worker that is to end, at a reload say, ends when it is
+# between two connections.
 _LIFE = 1.0
 # A Unix socket whose queue is full refuses (EAGAIN) and tells nobody when it has room; tried again, in seconds.
 _RETRY = 0.01
@@ -51,6 +55,7 @@ class Backend:
         self.server = server
         self._share = share
         self._tells = share is not None and share.has_peers
+        self._lease = _LEASE_OF_TOLD if share and share.places else _LEASE
         self._family, self._name = resolve(server.address)
         self._idle: list[tuple[Link, float]] = []  # with the moment since which it is idle, the longest first
         self._open = 0
@@ -157,7 +162,8 @@ class Backend:
             run.refused(error.errno or 0)
             return True
         self._open += 1
-        run.launch(Link(self, connected, connecting, self._share is not None))
+        share = self._share
+        run.launch(Link(self, connected, connecting, share is not None, share.places if share else None))
         return True
 
     def _connect(self) -> tuple[socket.socket, bool]:
@@ -201,7 +207,7 @@ class Backend:
             self._idle.append((link, self.worker.now()))
             self._tell()
             if not self._reaper:
-                self._reaper = self.worker.loop.call_later(_LEASE, self._reap)
+                self._reaper = self.worker.loop.call_later(self._lease, self._reap)
             return
         run = waiting.popleft()
         self._tell()
@@ -234,7 +240,7 @@ class Backend:
     def _reap(self) -> None:
         """Close the connections that were idle for longer than their lease."""
         self._reaper = None
-        due = self.worker.now() - _LEASE
+        due = self.worker.now() - self._lease
         while self._idle and self._idle[0][1] <= due:
             self._give_back(self._idle.pop(0)[0])
         if self._idle:

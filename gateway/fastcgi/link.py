@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from fcgi_pool.protocol.records import ProtocolError
 from fcgi_pool.protocol.web_server import ABORT, END_OF_STDIN, End, ResponseReader, Stderr, Stdout, stdin_records
+from fcgi_pool.told import Place, Places
 from gateway.body import Body
 from gateway.readiness import READING, WRITING
 
@@ -53,19 +55,22 @@ class Requester(Protocol):
 
 
 class Link:
-    """A connected, or connecting, socket of a `Backend`."""
+    """A connected, or connecting, socket of a `Backend`. The server's manager is told of it in one of `places`."""
 
     __slots__ = (
         "_backend", "_body", "_connecting", "_events", "_is_ready", "_offset", "_out", "_piece", "_reader", "_run",
-        "_socket", "heard", "keeps", "opened", "sent", "served",
+        "_socket", "heard", "keeps", "opened", "place", "sent", "served",
     )  # fmt: skip
 
-    def __init__(self, backend: Backend, connected: socket.socket, connecting: bool, keeps: bool) -> None:
+    def __init__(
+        self, backend: Backend, connected: socket.socket, connecting: bool, keeps: bool, places: Places | None
+    ) -> None:
         self._backend = backend
         self._socket = connected
         self._connecting = connecting
         self.keeps = keeps
         self.opened = backend.worker.now()
+        self.place: Place | None = places.take(os.fstat(connected.fileno()).st_ino) if places else None
         self.served = 0  # requests before this one
         self.heard = False  # something of this one's answer has come, if not all
         self.sent = False  # something of this one may have reached the server
@@ -90,6 +95,8 @@ class Link:
     def begin(self, run: Requester, request: bytes, body: Body | None) -> None:
         """Send a request; its `body`, if there is one, follows `request`."""
         self._run = run
+        if self.place:
+            self.place.begin(self._backend.worker.now())
         self.heard = self.sent = False
         if not self._is_ready:
             self._reader.begin()
@@ -259,6 +266,8 @@ class Link:
     def _ended(self, run: Requester, output: bytes, end: End) -> None:
         # First the next request, so that the server works on it while this one's answer is passed on.
         self._run = None
+        if self.place:
+            self.place.end()
         self.served += 1
         is_clean = self._is_ready or self._reader.is_idle
         self._backend.done(self, self.keeps and is_clean and not self._out and not self._body)
@@ -285,4 +294,7 @@ class Link:
         if self._events:
             self._backend.worker.readiness.forget(self._socket.fileno())
             self._events = 0
+        if self.place:
+            self.place.close()
+            self.place = None
         self._socket.close()

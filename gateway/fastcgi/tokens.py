@@ -14,6 +14,8 @@ from __future__ import annotations
 import mmap
 import os
 
+from fcgi_pool.told import Board
+
 # The numbers of one worker, each in a place of its own.
 _HELD, _IDLE, _WAITING, _SINCE = range(4)
 _NUMBERS = 4
@@ -28,10 +30,14 @@ _PATIENCE_OF_THE_RICH = 0.001
 
 
 class Tokens:
-    """`count` tokens of one FastCGI server. Made by the master before its `workers` workers are forked."""
+    """`count` tokens of one FastCGI server. Made by the master before its `workers` workers are forked.
 
-    def __init__(self, count: int, workers: int) -> None:
+    `board`: where the manager of a pool of ours is told what the connections carry.
+    """
+
+    def __init__(self, count: int, workers: int, board: Board | None) -> None:
         self.count = count
+        self.board = board
         self.reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         os.write(self._writing, bytes(count))
         self._memory = mmap.mmap(-1, workers * _NUMBERS * 8)
@@ -50,6 +56,8 @@ class Tokens:
         held = int(self.numbers[first + _HELD])
         for number in range(_NUMBERS):
             self.numbers[first + number] = 0.0
+        if self.board:
+            self.board.clear(worker)
         self.put_back(held)
         for poke in self.pokes:
             os.eventfd_write(poke, 1)
@@ -65,6 +73,7 @@ class Share:
         self._peers = [(peer, peer * _NUMBERS) for peer in range(len(tokens.pokes)) if peer != worker]
         self._held = [peer * _NUMBERS + _HELD for peer in range(len(tokens.pokes))]
         self.poked = tokens.pokes[worker]
+        self.places = tokens.board.places(worker) if tokens.board else None
 
     def __repr__(self) -> str:
         held, idle, waiting = (int(self._numbers[self._mine + number]) for number in (_HELD, _IDLE, _WAITING))

@@ -278,6 +278,12 @@ class FastCgiRun:
 
     def sweep(self, now: float) -> None:
         """Act if the deadline has passed; called some times a second."""
+        place = self._link.place if self._link else None
+        if place and not place.is_described:
+            request = self._exchange.request
+            user = self._exchange.record.user.encode("utf-8", "surrogateescape")
+            length = self._body.length if self._body else 0
+            place.describe(request.method, request.target, length, user, self._script.filename)
         if now < self._deadline:
             return
         self._deadline = math.inf
