@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -147,13 +148,15 @@ def spooled(pids: Iterable[int]) -> int:
     """Bytes on disk of the nameless files that these processes hold."""
     files = {}
     for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            try:
+        # What ends or is closed in this moment holds nothing.
+        descriptors: list[Path] = []
+        with contextlib.suppress(FileNotFoundError):
+            descriptors.extend(Path(f"/proc/{pid}/fd").iterdir())
+        for descriptor in descriptors:
+            with contextlib.suppress(FileNotFoundError):
                 if int(descriptor.name) > 2 and os.readlink(descriptor).endswith(" (deleted)"):
                     about = os.stat(descriptor)
                     files[about.st_dev, about.st_ino] = about.st_blocks * 512
-            except FileNotFoundError:
-                continue  # closed in this moment
     return sum(files.values())
 
 

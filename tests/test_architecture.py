@@ -52,7 +52,7 @@ def test_the_pool_never_imports_the_gateway() -> None:
         ("h11", ["gateway.http.h11_reader"]),
         ("httptools", ["gateway.http.httptools_reader"]),
         ("argparse", ["fcgi_pool.cli", "fcgi_pool.runtime.__main__", "gateway.cli", "gateway.options"]),
-        ("ctypes", ["fcgi_pool.process", "gateway.master"]),
+        ("ctypes", ["fcgi_pool.process", "gateway.cgi.warm.bootstrap", "gateway.master"]),
         ("marshal", ["gateway.cgi.wire"]),
         ("tomllib", ["fcgi_pool.cli"]),
     ],
@@ -64,11 +64,12 @@ def test_one_file_has_the_power(library: str, homes: list[str]) -> None:
 
 
 def test_programs_are_started_in_one_place() -> None:
-    """Only the spawner starts CGI programs, only the master and the manager of a pool fork."""
+    """Only the spawner starts CGI programs, only the master, the manager of a pool and a warm interpreter fork."""
+    forks = ("gateway.master", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
     for path in MODULES:
         text = path.read_text()
         assert ("posix_spawn(" in text) == (name(path) == "gateway.cgi.spawner"), path
-        assert ("os.fork()" in text) == (name(path) in ("gateway.master", "fcgi_pool.process")), path
+        assert ("os.fork()" in text) == (name(path) in forks), path
         assert "import subprocess" not in text, path
 
 

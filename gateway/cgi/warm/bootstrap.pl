@@ -149,7 +149,7 @@ BEGIN {
             if ($message =~ /^f (\d+)/) {
                 for (1 .. $1) {
                     my $pid = syscall $clone, 0x8000 | 17, 0, 0, 0, 0;
-                    if ($pid < 0) { send $control, 'e ' . ($! + 0), 0 }
+                    if ($pid < 0) { send $control, 'e', 0 }
                     elsif (!$pid) { return _be_child($control) }
                 }
             }

@@ -5,7 +5,7 @@ abstract address of a datagram socket; then names of modules that are to be impo
 
 From the spawner: ``f COUNT``, fork so many children; ``l`` and lines of ``m MODULE`` or ``s PATH``: have this ready for
 later children. To it: ``r VERSION``, ready; ``c PID``, from a child, with the descriptor over which it is given its
-request; ``e ERRNO``, no child; ``n MODULE``, it is not fit to be imported ahead. A request is a length in 8 bytes, and
+request; ``e``, no child; ``n MODULE``, it is not fit to be imported ahead. A request is a length in 8 bytes, and
 then, ended by NUL each, ``w`` or ``W`` (which must not be started cold), the script's path, the working directory, and
 the environment; with it come the descriptors [stdin,] stdout, stderr.
 
@@ -81,19 +81,16 @@ class _Script:
         self.name = os.fsdecode(path)
         self.identity = _identity(os.stat(path))
         self.code: CodeType | None = None
-        real = os.path.dirname(os.path.realpath(self.name))
-        self.directory = real
+        self.directory = real = os.path.dirname(os.path.realpath(self.name))
         self.directory_time = os.stat(real).st_mtime_ns
         # A file beside the script hides a module of that name: the one that was imported ahead is not meant.
-        self.shadows = _HAS_SCRIPT_DIRECTORY and any(
-            name.partition(".")[0] in _ahead_names for name in os.listdir(real)
-        )
+        names = os.listdir(real) if _HAS_SCRIPT_DIRECTORY else []
+        self.shadows = any(name.partition(".")[0] in _ahead_names for name in names)
 
     def compile(self) -> CodeType:
         with open(self.name, "rb") as file:
             source = file.read()
-        code: CodeType = compile(source, self.name, "exec", 0, True)
-        return code
+        return compile(source, self.name, "exec", 0, True)
 
     def is_current(self, path: bytes) -> bool:
         return self.identity == _identity(os.stat(path)) and os.stat(self.directory).st_mtime_ns == self.directory_time
@@ -109,9 +106,8 @@ _allowed = frozenset(sys.argv[4:])  # modules that may be imported ahead though 
 _baseline = frozenset(sys.modules)  # there before every script, or used here; the rest was imported ahead
 _known: frozenset[str] = frozenset()  # all that are there before the script
 _ahead_names: set[str] = set()  # of top-level modules that were
-_ahead_files: dict[
-    str, tuple[int, ...]
-] = {}  # their files, and what these are, where the kernel does not tell of their changes
+# Their files, and what these are, where the kernel does not tell of their changes.
+_ahead_files: dict[str, tuple[int, ...]] = {}
 
 
 # -- the interpreter
@@ -159,7 +155,7 @@ def _fork(control: _socket.socket, clone: int) -> _socket.socket | None:
     if pid:
         _after_parent()
         if pid < 0:
-            control.send(b"e %d" % _errno())
+            control.send(b"e")
         return None
     _after_child()
     try:
@@ -174,13 +170,6 @@ def _fork(control: _socket.socket, clone: int) -> _socket.socket | None:
     return ours
 
 
-def _errno() -> int:
-    location = _libc.__errno_location
-    location.restype = ctypes.POINTER(ctypes.c_int)
-    number: int = location()[0]
-    return number
-
-
 # -- importing ahead
 
 
@@ -188,12 +177,9 @@ def _is_own(name: str, module: ModuleType) -> bool:
     """Whether a module belongs to the interpreter."""
     spec = getattr(module, "__spec__", None)
     origin = getattr(spec, "origin", None)
-    if origin in ("built-in", "frozen"):
-        return True
-    if not isinstance(origin, str):
-        return False
-    known = getattr(sys, "stdlib_module_names", None)
-    if known is not None and name.partition(".")[0] not in known:
+    if origin in ("built-in", "frozen") or not isinstance(origin, str):
+        return isinstance(origin, str)
+    if name.partition(".")[0] not in getattr(sys, "stdlib_module_names", (name.partition(".")[0],)):
         return False
     origin = os.path.realpath(origin)
     return origin.startswith(_LIBRARY) and not origin.startswith(_FOREIGN)
@@ -205,12 +191,9 @@ def _import_ahead(control: _socket.socket, name: str) -> None:
         return
     pid = os.fork()
     if not pid:
-        status = 1
-        try:
-            status = 0 if _is_harmless(name) else 2
-        except BaseException:
-            pass
-        os._exit(status)
+        harmless: list[bool] = []
+        _quietly(lambda: harmless.append(_is_harmless(name)))
+        os._exit(0 if harmless == [True] else 1)
     if os.waitpid(pid, 0)[1]:
         control.send(b"n " + name.encode())
         return
@@ -293,8 +276,7 @@ def _receive(connection: _socket.socket) -> list[bytes]:
     connection.close()
     rights = ancillary[0][2]
     descriptors = [int.from_bytes(rights[at : at + 4], sys.byteorder) for at in range(0, len(rights), 4)]
-    # Without a body, stdin is the null device, and it is already.
-    for number, descriptor in zip((2, 1, 0), reversed(descriptors)):
+    for number, descriptor in zip((2, 1, 0), reversed(descriptors)):  # without a body, stdin is the null device already
         os.dup2(descriptor, number)
         os.close(descriptor)
     return message[8:].split(b"\0", 3)
@@ -336,14 +318,12 @@ def _run(request: list[bytes], reports: bytes) -> NoReturn:
     news: list[bytes] = []
     try:
         known = _scripts.get(path)
-        if known is not None and known.is_current(path):
-            script = known
-        else:
+        script = known if known and known.is_current(path) else _Script(path)
+        if script is not known:
             news.append(b"s " + path)
-            script = _Script(path)
         why = _why_cold(script, news)
     except OSError as error:
-        _start_cold(reports, verb, path, str(error), news)
+        why = str(error)
     if why:
         _start_cold(reports, verb, path, why, news)
     _prctl(_PR_SET_NAME, path.rpartition(b"/")[2][:15])
@@ -415,9 +395,7 @@ def _become_main(script: _Script) -> ModuleType:
     space["__loader__"] = _Loader("__main__", name)
     if sys.version_info < (3, 14):
         space["__annotations__"] = {}
-    space["__builtins__"] = sys.modules["builtins"]
-    space["__file__"] = name
-    space["__cached__"] = None
+    space.update(__builtins__=sys.modules["builtins"], __file__=name, __cached__=None)
     return main
 
 
@@ -443,14 +421,8 @@ def _exit_status(code: object) -> int:
         return 0
     if isinstance(code, int):
         return code & 0xFF if -(2**31) <= code < 2**31 else 255
-    try:
-        sys.stdout.flush()
-    except BaseException:
-        pass
-    try:
-        sys.stderr.write(str(code) + "\n")
-    except BaseException:
-        pass
+    _flush()
+    _quietly(lambda: sys.stderr.write(str(code) + "\n"))
     return 1
 
 
@@ -489,10 +461,7 @@ def _finish(status: int, main: ModuleType, reports: bytes, news: list[bytes]) ->
         except BaseException:
             raise SystemExit(status) from None
     if "atexit" in modules:
-        try:
-            modules["atexit"]._run_exitfuncs()
-        except BaseException:
-            pass  # it has said so
+        _quietly(modules["atexit"]._run_exitfuncs)  # it says so itself
     for name, module in list(modules.items()):
         if name not in _known and name != "__main__" and _is_own(name, module):
             news.append(b"m " + name.encode())
@@ -505,11 +474,8 @@ def _finish(status: int, main: ModuleType, reports: bytes, news: list[bytes]) ->
     gc.collect()
     for thing in gc.get_objects():
         # Whatever still holds a file that was not closed: what was written to it is not lost.
-        try:
-            if isinstance(thing, _FILES) and not thing.closed:
-                thing.flush()
-        except BaseException:
-            pass
+        if isinstance(thing, _FILES):
+            _quietly(lambda thing=thing: thing.closed or thing.flush())
     if not _flush():
         raise SystemExit(status)
     os._exit(status)
@@ -517,16 +483,17 @@ def _finish(status: int, main: ModuleType, reports: bytes, news: list[bytes]) ->
 
 def _flush() -> bool:
     """Flush stdout and stderr; return whether stdout has taken it."""
+    is_taken = _quietly(lambda: sys.stdout is None or sys.stdout.closed or sys.stdout.flush())
+    _quietly(lambda: sys.stderr is None or sys.stderr.closed or sys.stderr.flush())
+    return is_taken
+
+
+def _quietly(call: Any) -> bool:
+    """Return whether `call` could be made."""
     try:
-        if sys.stdout is not None and not sys.stdout.closed:
-            sys.stdout.flush()
+        call()
     except BaseException:
         return False
-    try:
-        if sys.stderr is not None and not sys.stderr.closed:
-            sys.stderr.flush()
-    except BaseException:
-        pass
     return True
 
 

@@ -36,6 +36,12 @@ _CHILDREN = 20_000
 _AGE = 3600.0
 # ... or when it has grown by so much, bytes, since it was ready.
 _GROWTH = 64 * 1024 * 1024
+# After it could not fork, so long it is not asked for children, in seconds.
+_NO_ROOM = 1.0
+# A request that has waited for a child so long is better off cold, in seconds; it is at an import, say.
+_PATIENCE = 1.0
+# An interpreter that was asked and has said nothing for so long is stuck, in seconds.
+_STUCK = 30.0
 # A script is read ahead at most so often, seconds.
 _AGAIN = 1.0
 # Of what a broken interpreter has said, kept for the log.
@@ -57,6 +63,7 @@ class Waiting:
     start: wire.Start
     message: bytes
     descriptors: list[int]
+    since: float
 
 
 @dataclass(slots=True)
@@ -106,6 +113,8 @@ class Interpreter:
         self._children: deque[Child] = deque()
         self._asked = 0  # children that were asked for and are not here
         self._forked = 0
+        self._heard = self.born  # or was asked when it owed nothing
+        self._no_room_until = float("-inf")
         self._size = 0  # resident memory when it became ready
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._words, writing = os.pipe()
@@ -177,10 +186,17 @@ class Interpreter:
         """Ask for children, several at once, when half of them are used up."""
         wanted = self._demand.wanted + len(self.waiting)
         there = len(self._children) + self._asked
-        if self.is_ready and (there <= wanted // 2 or self.waiting) and there < wanted:
+        if (
+            self.is_ready
+            and time.monotonic() >= self._no_room_until
+            and (there <= wanted // 2 or self.waiting)
+            and there < wanted
+        ):
             count = wanted - there
             with contextlib.suppress(OSError):  # its death is learnt by reading
                 self._control.send(b"f %d" % count)
+                if not self._asked:
+                    self._heard = time.monotonic()
                 self._asked += count
 
     # -- what it tells
@@ -189,6 +205,14 @@ class Interpreter:
         """Return the requests that have found a child since the last time, and its pid."""
         begun, self._begun = self._begun, []
         return begun
+
+    def take_refused(self, now: float) -> list[Waiting]:
+        """Return the requests for which there is no child and will be none, or none in time."""
+        refused = []
+        is_hopeless = now < self._no_room_until and not self._asked
+        while self.waiting and self.is_ready and (is_hopeless or now - self.waiting[0].since > _PATIENCE):
+            refused.append(self.waiting.popleft())
+        return refused
 
     def take_born(self) -> list[int]:
         """Return the pids of the children that were forked since the last time."""
@@ -204,6 +228,7 @@ class Interpreter:
                 break
             except OSError:
                 return False
+            self._heard = time.monotonic()
             verb, _, words = message.partition(b" ")
             if not message:
                 return False
@@ -223,6 +248,7 @@ class Interpreter:
                 self.refused.add(words)
             elif verb == b"e":
                 self._asked = max(0, self._asked - 1)
+                self._no_room_until = time.monotonic() + _NO_ROOM
         self._refill()
         return True
 
@@ -253,6 +279,10 @@ class Interpreter:
                 child.connection.close()
                 self._refill()
                 break
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether it does not do what it was asked for, its start included."""
+        return (bool(self._asked) or not self.is_ready) and now - self._heard > _STUCK
 
     def is_worn(self, now: float) -> bool:
         """Whether another one should take its place."""

@@ -23,8 +23,6 @@ _VERDICTS = 4096
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _HEALTHY = 10.0
-# One that has not come up by then, in seconds, is stuck.
-_BOOT_LIMIT = 30.0
 # Looked after so often, in seconds.
 CARE = 1.0
 _REPORT_LIMIT = 64 * 1024
@@ -147,7 +145,10 @@ class Keeper:
         )
         if len(message) > _MESSAGE_LIMIT:
             return Cold("" if not mount.is_required else "its environment is too large")
-        pid = interpreter.submit(Waiting(start, message, descriptors), time.monotonic())
+        now = time.monotonic()
+        pid = interpreter.submit(Waiting(start, message, descriptors, now), now)
+        if not pid:
+            self._release(interpreter)
         return Begun(pid) if pid else Held()
 
     def withdraw(self, run_id: int) -> bool:
@@ -207,8 +208,14 @@ class Keeper:
             self._begun(request.start, pid)
         for pid in interpreter.take_born():
             self._children[pid] = interpreter
+        self._release(interpreter)
         if not is_alive:
             self._drop(key, "it ended")
+
+    def _release(self, interpreter: Interpreter) -> None:
+        """Start cold what waits in vain."""
+        for request in interpreter.take_refused(time.monotonic()):
+            self._cold(request.start, request.descriptors, "")
 
     def _read_reports(self) -> None:
         """Take what children tell at their end. Who they are is the kernel's word."""
@@ -286,14 +293,15 @@ class Keeper:
             self._cold(request.start, request.descriptors, reason)
 
     def care(self) -> None:
-        """Replace interpreters that are worn or stuck; to be called each second or so."""
+        """Replace what is worn or stuck, start cold what waits for it; to be called each second or so."""
         now = time.monotonic()
         if now - self._cared < CARE:
             return
         self._cared = now
         for key, interpreter in list(self._interpreters.items()):
-            if not interpreter.is_ready and now - interpreter.born > _BOOT_LIMIT:
-                self._drop(key, f"it took more than {_BOOT_LIMIT:g} s")
+            self._release(interpreter)
+            if interpreter.is_stuck(now):
+                self._drop(key, "it does not answer")
             elif interpreter.is_worn(now) and not interpreter.waiting:
                 self._drop(key, "")
 
