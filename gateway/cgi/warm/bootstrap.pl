@@ -1,4 +1,4 @@
-# A warm Perl interpreter: PERL [FLAGS] bootstrap.pl CONTROL CALLS REPORTS MODULE...; Perl 5.16 and later, 64 bits.
+# A warm Perl interpreter: PERL [FLAGS] bootstrap.pl CONTROL CALLS REPORTS NAME MODULE...; Perl 5.16 and later, 64 bits.
 #
 # What is said to it and by it is in bootstrap.py. CALLS are the numbers of system calls that Perl has no name for.
 #
@@ -10,7 +10,7 @@ BEGIN {
     package Gateway::Warm;
 
     # These are the gateway's own words, also where all that comes from outside is tainted.
-    my ($control_fd, $calls, $reports, @preload) = map { /^(.*)\z/s } @ARGV;
+    my ($control_fd, $calls, $reports, $named, @preload) = map { /^(.*)\z/s } @ARGV;
     @ARGV = ();
     my ($clone, $recvmsg, $sendmsg, $memfd_create, $dup3, $prctl, $setsid, $exit_group) = map { $_ + 0 } split /,/, $calls;
     my $taint = substr("$0$^X", 0, 0);
@@ -213,7 +213,9 @@ BEGIN {
         close $copy;
         _watch_lib($verb, $path);
         $0 = $path;
-        my $short = substr $path, rindex($path, '/') + 1;
+        # Perl has named the process so, too.
+        my $executed = $named eq 'script' ? $path : $^X;
+        my $short = substr $executed, rindex($executed, '/') + 1;
         syscall $prctl, 15, $short, 0, 0, 0;
         $^T = time;
         return;

@@ -1,16 +1,15 @@
-"""A warm Python interpreter: ``PYTHON [FLAGS] bootstrap.py CONTROL CLONE REPORTS MODULE…``; CPython 3.8 and later.
+"""A warm Python interpreter: ``PYTHON [FLAGS] bootstrap.py CONTROL CLONE REPORTS NAME MODULE…``; CPython 3.8 and later.
 
 CONTROL is a descriptor, a SEQPACKET socket to the spawner; CLONE the number of the clone system call; REPORTS the
-abstract address of a datagram socket; then names of modules that are to be imported at the start.
+abstract address of a datagram socket; NAME ``script`` if a child has its script's name; MODULEs are imported.
 
 From the spawner: ``f COUNT``, fork so many children; ``l`` and lines of ``m MODULE`` or ``s PATH``: have this ready for
 later children. To it: ``r VERSION``, ready; ``c PID``, from a child, with the descriptor over which it is given its
-request; ``e``, no child; ``n MODULE``, it is not fit to be imported ahead. A request is a length in 8 bytes, and
-then, ended by NUL each, ``w`` or ``W`` (which must not be started cold), the script's path, the working directory, and
-the environment; with it come the descriptors [stdin,] stdout, stderr.
+request; ``e``, no child; ``n MODULE``, it is not fit to be imported ahead. A request is a length in 8 bytes, and then,
+ended by NUL each, ``w`` or ``W`` (not to be started cold), the script's path, directory and environment;
+with it come the descriptors [stdin,] stdout, stderr.
 
-Only the standard library, and little of it: what is imported here is there for every script, and each page of memory
-that a child writes to costs microseconds.
+Only the standard library, and little of it: each page of memory that a child writes to costs microseconds.
 """
 
 from __future__ import annotations
@@ -101,8 +100,8 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
 
 
 _scripts: dict[bytes, _Script] = {}
-_words = sys.argv
-_allowed = frozenset(sys.argv[4:])  # modules that may be imported ahead though they are not the interpreter's
+_words = sys.argv  # a script has its own
+_allowed = frozenset(sys.argv[5:])  # modules that may be imported ahead though they are not the interpreter's
 _baseline = frozenset(sys.modules)  # there before every script, or used here; the rest was imported ahead
 _known: frozenset[str] = frozenset()  # all that are there before the script
 _ahead_names: set[str] = set()  # of top-level modules that were
@@ -118,7 +117,7 @@ def _main() -> NoReturn:
     clone = int(sys.argv[2])
     reports = b"\0" + os.fsencode(sys.argv[3])
     os.set_inheritable(control.fileno(), False)
-    for name in sys.argv[4:]:
+    for name in sys.argv[5:]:
         _import_ahead(control, name)
     _settle()
     control.send(b"r %d.%d.%d" % sys.version_info[:3])
@@ -326,7 +325,8 @@ def _run(request: list[bytes], reports: bytes) -> NoReturn:
         why = str(error)
     if why:
         _start_cold(reports, verb, path, why, news)
-    _prctl(_PR_SET_NAME, path.rpartition(b"/")[2][:15])
+    if _words[4] == "script":
+        _prctl(_PR_SET_NAME, path.rpartition(b"/")[2][:15])
     main = _become_main(script)
     _finish(_execute(script, main), main, reports, news)
 

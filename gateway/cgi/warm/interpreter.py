@@ -124,7 +124,8 @@ class Interpreter:
             os.set_blocking(writing, False)
             self._control.setblocking(False)
             arguments = [*recipe.arguments, os.fsencode(_BOOTSTRAP[recipe.kind]), b"%d" % _CONTROL]
-            arguments += [*calls(recipe.kind), reports, *map(os.fsencode, preload)]
+            name = b"script" if recipe.is_named_after_script else b"interpreter"
+            arguments += [*calls(recipe.kind), reports, name, *map(os.fsencode, preload)]
             descriptors = {0: null, 1: writing, 2: writing, _CONTROL: theirs.fileno()}
             self.pid = start(recipe.executable, arguments, environment, descriptors)
         except (OSError, Unknown):

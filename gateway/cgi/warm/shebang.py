@@ -24,6 +24,8 @@ class Recipe:
     kind: Literal["python", "perl"]
     executable: bytes
     arguments: tuple[bytes, ...]  # its name, then flags
+    # The kernel calls a process after the file that it was told to execute: the script, or by way of env the interpreter.
+    is_named_after_script: bool
 
 
 def recipe_for(path: bytes, search: bytes) -> Recipe | str:
@@ -43,7 +45,8 @@ def recipe_for(path: bytes, search: bytes) -> Recipe | str:
     # The kernel takes what follows the interpreter as one argument (execve(2)).
     words = re.split(rb"[ \t]+", line[2:].strip(b" \t"), maxsplit=1)
     interpreter = words[0]
-    if os.path.basename(interpreter) == b"env":
+    is_direct = os.path.basename(interpreter) != b"env"
+    if not is_direct:
         words = _words_of_env(words)
         if not words or words[0].startswith(b"-") or b"=" in words[0]:
             return "its first line asks env for more than an interpreter"
@@ -52,7 +55,7 @@ def recipe_for(path: bytes, search: bytes) -> Recipe | str:
         found = interpreter
     if not found:
         return f"{os.fsdecode(words[0])} is not in PATH"
-    return _judge(found, words)
+    return _judge(found, words, is_direct)
 
 
 def _words_of_env(words: list[bytes]) -> list[bytes]:
@@ -72,7 +75,7 @@ def _search(name: bytes, path: bytes) -> bytes:
     return b""
 
 
-def _judge(executable: bytes, words: list[bytes]) -> Recipe | str:
+def _judge(executable: bytes, words: list[bytes], is_direct: bool) -> Recipe | str:
     name = os.path.basename(executable)
     kind: Literal["python", "perl"]
     if _PYTHON.fullmatch(name):
@@ -90,4 +93,4 @@ def _judge(executable: bytes, words: list[bytes]) -> Recipe | str:
                 return f"{os.fsdecode(executable)} is a script itself"
     except OSError as error:
         return f"{os.fsdecode(executable)}: {error.strerror}"
-    return Recipe(kind, executable, tuple(words))
+    return Recipe(kind, executable, tuple(words), is_direct)
