@@ -31,15 +31,12 @@ _FEWEST = 1
 MOST = 16
 # Seconds without a shortage after which one child less is kept.
 _CALM = 5.0
-# An interpreter is replaced after so many children, or seconds: all that it forks have the seed of its hashes.
-_CHILDREN = 20_000
+# An interpreter is replaced after so many seconds: all that it forks have the seed of its hashes.
 _AGE = 3600.0
 # ... or when it has grown by so much, bytes, since it was ready.
 _GROWTH = 64 * 1024 * 1024
 # After it could not fork, so long it is not asked for children, in seconds.
 _NO_ROOM = 1.0
-# A request that has waited for a child so long is better off cold, in seconds; it is at an import, say.
-_PATIENCE = 1.0
 # An interpreter that was asked and has said nothing for so long is stuck, in seconds.
 _STUCK = 30.0
 # A script is read ahead at most so often, seconds.
@@ -58,12 +55,13 @@ class Child:
 
 @dataclass(slots=True)
 class Waiting:
-    """A request: how it was asked for, the message that tells a child of it, and [stdin,] stdout, stderr."""
+    """A request: how it was asked for, the message that tells a child of it, [stdin,] stdout, stderr; and until when,
+    `time.monotonic()` seconds, it waits for a child."""
 
     start: wire.Start
     message: bytes
     descriptors: list[int]
-    since: float
+    until: float
 
 
 @dataclass(slots=True)
@@ -88,7 +86,8 @@ class Demand:
 class Interpreter:
     """A process that forks children; raises OSError or Unknown if it cannot be started.
 
-    `start` starts it. `reports`: the address at which children tell what they have met with.
+    `start` starts it. `reports`: the address at which children tell what they have met with. `before`: the one whose
+    place it is to take; it has ready what that one has.
     """
 
     def __init__(
@@ -98,9 +97,11 @@ class Interpreter:
         preload: tuple[str, ...],
         reports: bytes,
         start: Starter,
+        before: Interpreter | None = None,
     ) -> None:
         self.recipe = recipe
         self.is_ready = False
+        self.is_late = False  # requests have waited for it in vain since it was heard
         self.born = time.monotonic()
         self.waiting: deque[Waiting] = deque()
         self.refused: set[bytes] = set()  # modules that are not to be imported ahead
@@ -112,7 +113,6 @@ class Interpreter:
         self._begun: list[tuple[Waiting, int]] = []
         self._children: deque[Child] = deque()
         self._asked = 0  # children that were asked for and are not here
-        self._forked = 0
         self._heard = self.born  # or was asked when it owed nothing
         self._no_room_until = float("-inf")
         self._size = 0  # resident memory when it became ready
@@ -136,9 +136,18 @@ class Interpreter:
             theirs.close()
             os.close(writing)
             os.close(null)
+        if before:
+            self._demand.wanted = before._demand.wanted
+            self.learn([b"m " + name for name in before.learnt - before.refused], self.born)
+            self.learn([b"s " + path for path in before._kept_at], self.born)
 
     def __repr__(self) -> str:
         return f"<Interpreter {self.pid}: {len(self._children)} children wait, {len(self.waiting)} requests>"
+
+    @property
+    def has_children(self) -> bool:
+        """Whether children wait: it has imported ahead what it was told to."""
+        return bool(self._children)
 
     def fileno(self) -> int:
         """Return the descriptor on which it tells."""
@@ -209,9 +218,10 @@ class Interpreter:
 
     def take_refused(self, now: float) -> list[Waiting]:
         """Return the requests for which there is no child and will be none, or none in time."""
-        refused = []
         is_hopeless = now < self._no_room_until and not self._asked
-        while self.waiting and self.is_ready and (is_hopeless or now - self.waiting[0].since > _PATIENCE):
+        refused = []
+        while self.waiting and (is_hopeless or now > self.waiting[0].until):
+            self.is_late = not is_hopeless
             refused.append(self.waiting.popleft())
         return refused
 
@@ -230,12 +240,12 @@ class Interpreter:
             except OSError:
                 return False
             self._heard = time.monotonic()
+            self.is_late = False
             verb, _, words = message.partition(b" ")
             if not message:
                 return False
             if verb == b"c" and descriptors:
                 self._asked = max(0, self._asked - 1)
-                self._forked += 1
                 self._born.append(int(words))
                 child = Child(int(words), socket.socket(fileno=descriptors[0]))
                 if self.waiting and self._hand_over(child, self.waiting[0]):
@@ -287,11 +297,7 @@ class Interpreter:
 
     def is_worn(self, now: float) -> bool:
         """Whether another one should take its place."""
-        return (
-            self._forked > _CHILDREN
-            or now - self.born > _AGE
-            or (self.is_ready and resident(self.pid) > self._size + _GROWTH)
-        )
+        return now - self.born > _AGE or (self.is_ready and resident(self.pid) > self._size + _GROWTH)
 
     # -- the end
 

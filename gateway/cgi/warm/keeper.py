@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import socket
@@ -23,6 +24,10 @@ _VERDICTS = 4096
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _HEALTHY = 10.0
+# A request that has waited for a child so long, in seconds, is better off cold: the interpreter is at an import, say.
+# One that must not be started cold waits longer.
+_PATIENCE = 1.0
+_LONG_PATIENCE = 30.0
 # Looked after so often, in seconds.
 CARE = 1.0
 _REPORT_LIMIT = 64 * 1024
@@ -94,6 +99,7 @@ class Keeper:
         self._cold = cold
         self._was_cold = was_cold
         self._interpreters: dict[_Key, Interpreter] = {}
+        self._successors: dict[_Key, Interpreter] = {}  # each takes the place of one of those when it is ready
         self._children: dict[int, Interpreter] = {}  # pid, not reaped: whose child it is
         self._leaving: set[int] = set()  # pids of interpreters that end, and have not been reaped
         self._troubles: dict[_Key, _Trouble] = {}
@@ -118,9 +124,12 @@ class Keeper:
     def readers(self) -> dict[int, Callable[[], None]]:
         """What is to be called when which descriptor is readable."""
         readers: dict[int, Callable[[], None]] = {self._reports.fileno(): self._read_reports}
-        for key, interpreter in self._interpreters.items():
-            readers[interpreter.fileno()] = lambda key=key: self._read(key)  # type: ignore[misc]
+        for key, interpreter in self._all():
+            readers[interpreter.fileno()] = functools.partial(self._read, key, interpreter)
         return readers
+
+    def _all(self) -> list[tuple[_Key, Interpreter]]:
+        return [*self._interpreters.items(), *self._successors.items()]
 
     # -- requests
 
@@ -131,10 +140,10 @@ class Keeper:
         recipe = self._recipe(path, number)
         if isinstance(recipe, str):
             return Cold(recipe)
-        interpreter = self._interpreter((number, recipe), mount)
+        interpreter = self._interpreter((number, recipe))
         if isinstance(interpreter, str):
             return Cold(interpreter)
-        if not interpreter.is_ready and not mount.is_required:
+        if interpreter.is_late and not mount.is_required:
             return Cold("")
         message = (
             b"\0".join(
@@ -146,7 +155,8 @@ class Keeper:
         if len(message) > _MESSAGE_LIMIT:
             return Cold("" if not mount.is_required else "its environment is too large")
         now = time.monotonic()
-        pid = interpreter.submit(Waiting(start, message, descriptors, now), now)
+        until = now + (_LONG_PATIENCE if mount.is_required else _PATIENCE)
+        pid = interpreter.submit(Waiting(start, message, descriptors, until), now)
         if not pid:
             self._release(interpreter)
         return Begun(pid) if pid else Held()
@@ -176,20 +186,30 @@ class Keeper:
         self._verdicts[path, number] = identity, recipe
         return recipe
 
-    def _interpreter(self, key: _Key, mount: WarmMount) -> Interpreter | str:
-        interpreter = self._interpreters.get(key)
-        if interpreter:
-            return interpreter
+    def _interpreter(self, key: _Key) -> Interpreter | str:
+        interpreter = self._interpreters.get(key) or self._new(key, None)
+        if isinstance(interpreter, Interpreter):
+            self._interpreters[key] = interpreter
+        return interpreter
+
+    def _new(self, key: _Key, before: Interpreter | None) -> Interpreter | str:
+        """Start an interpreter, or say why it cannot be started."""
         trouble = self._troubles.get(key)
         if trouble and time.monotonic() < trouble.until:
             return trouble.why
+        mount = self._mounts[key[0]]
         try:
-            interpreter = Interpreter(key[1], mount.environment, mount.preload, self._address, self._spawn)
+            return Interpreter(key[1], mount.environment, mount.preload, self._address, self._spawn, before)
         except (OSError, Unknown) as error:
             why = f"{os.fsdecode(key[1].executable)} cannot be started: {getattr(error, 'strerror', '') or error}"
             return self._note_trouble(key, why)
-        self._interpreters[key] = interpreter
-        return interpreter
+
+    def _replace(self, key: _Key) -> None:
+        """Have another take the place of an interpreter when it is ready; until then this one serves."""
+        if key not in self._successors:
+            successor = self._new(key, self._interpreters[key])
+            if isinstance(successor, Interpreter):
+                self._successors[key] = successor
 
     def _note_trouble(self, key: _Key, why: str) -> str:
         before = self._troubles.get(key)
@@ -199,9 +219,8 @@ class Keeper:
 
     # -- what is told
 
-    def _read(self, key: _Key) -> None:
-        interpreter = self._interpreters.get(key)
-        if not interpreter:
+    def _read(self, key: _Key, interpreter: Interpreter) -> None:
+        if interpreter.pid in self._leaving:
             return
         is_alive = interpreter.read()
         for request, pid in interpreter.take_begun():
@@ -210,7 +229,11 @@ class Keeper:
             self._children[pid] = interpreter
         self._release(interpreter)
         if not is_alive:
-            self._drop(key, "it ended")
+            self._drop(key, interpreter, "it ended")
+        elif interpreter.has_children and self._successors.get(key) is interpreter:
+            if key in self._interpreters:
+                self._drop(key, self._interpreters[key], "")
+            self._interpreters[key] = self._successors.pop(key)
 
     def _release(self, interpreter: Interpreter) -> None:
         """Start cold what waits in vain."""
@@ -239,7 +262,7 @@ class Keeper:
                 self._was_cold(pid, words)
         for key, current in list(self._interpreters.items()):
             if current is interpreter and interpreter.learn(lines, time.monotonic()):
-                self._drop(key, "")
+                self._replace(key)
 
     # -- the end of processes
 
@@ -248,16 +271,16 @@ class Keeper:
         if pid in self._leaving:
             self._leaving.remove(pid)
             return True
-        for key, interpreter in list(self._interpreters.items()):
+        for key, interpreter in self._all():
             if interpreter.pid == pid:
-                self._read(key)
-                if self._interpreters.get(key) is interpreter:
-                    self._drop(key, "it ended")
+                self._read(key, interpreter)
+                if pid not in self._leaving:
+                    self._drop(key, interpreter, "it ended")
                 self._leaving.discard(pid)
                 return True
-        for key in list(self._interpreters):
+        for key, interpreter in self._all():
             # It may have been born and not been seen yet.
-            self._read(key)
+            self._read(key, interpreter)
         forker = self._children.pop(pid, None)
         if forker:
             forker.lost(pid)
@@ -275,9 +298,11 @@ class Keeper:
         del self._children[pid]
         return failed
 
-    def _drop(self, key: _Key, why: str) -> None:
+    def _drop(self, key: _Key, interpreter: Interpreter, why: str) -> None:
         """Have an interpreter end: it is worn, out of date (`why` is ''), or has failed."""
-        interpreter = self._interpreters.pop(key)
+        for table in (self._interpreters, self._successors):
+            if table.get(key) is interpreter:
+                del table[key]
         said = interpreter.close()
         self._leaving.add(interpreter.pid)
         age = time.monotonic() - interpreter.born
@@ -298,17 +323,17 @@ class Keeper:
         if now - self._cared < CARE:
             return
         self._cared = now
-        for key, interpreter in list(self._interpreters.items()):
+        for key, interpreter in self._all():
             self._release(interpreter)
             if interpreter.is_stuck(now):
-                self._drop(key, "it does not answer")
-            elif interpreter.is_worn(now) and not interpreter.waiting:
-                self._drop(key, "")
+                self._drop(key, interpreter, "it does not answer")
+            elif interpreter.is_worn(now) and self._interpreters.get(key) is interpreter:
+                self._replace(key)
 
     def close(self) -> None:
         """Let all of them end."""
-        for key in list(self._interpreters):
-            self._drop(key, "")
+        for key, interpreter in self._all():
+            self._drop(key, interpreter, "")
         self._reports.close()
 
 

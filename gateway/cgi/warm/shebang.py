@@ -24,7 +24,7 @@ class Recipe:
     kind: Literal["python", "perl"]
     executable: bytes
     arguments: tuple[bytes, ...]  # its name, then flags
-    # The kernel calls a process after the file that it was told to execute: the script, or by way of env the interpreter.
+    # The kernel calls a process after the file it was told to execute: the script, or by way of env the interpreter.
     is_named_after_script: bool
 
 
