@@ -14,7 +14,8 @@ import sys
 from fcgi_pool.config import ConfigError, PoolConfig
 from fcgi_pool.process import Launch
 
-_RUNTIME = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runtime", "__main__.py")
+# The program of a worker of our own.
+RUNTIME = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runtime", "__main__.py")
 # execvp(3) and most shells search there if there is no PATH.
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 # Of our own and for a manager's parent; no worker is to take them for its own.
@@ -55,7 +56,7 @@ def socket_owner(config: PoolConfig) -> tuple[int, int]:
 
 def _runtime_command(config: PoolConfig) -> tuple[str, ...]:
     runner = () if config.runner == "own" else ("--runner", config.runner)
-    return (config.python or sys.executable, _RUNTIME, *runner, config.app)
+    return (config.python or sys.executable, RUNTIME, *runner, config.app)
 
 
 def _account(config: PoolConfig) -> tuple[int | None, int | None, tuple[int, ...], str]:

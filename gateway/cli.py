@@ -16,6 +16,9 @@ from typing import TypeVar
 
 from fcgi_pool.config import ConfigError, key_of
 from fcgi_pool.listener import Address, AddressError, unlink_socket
+from fcgi_pool.lookup import RUNTIME
+from gateway.cgi.variables import mount_variables
+from gateway.cgi.warm.reuse import recipes_below
 from gateway.check import report
 from gateway.error_log import ErrorLog
 from gateway.fastcgi.backend import resolve
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(arguments)
         if options.check:
             return report(read_settings(options))
-        if not (options.pool or options.php):
+        if not (options.pool or options.php or options.warm == "reuse"):
             return _serve(read_settings(options))
         with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
             return _serve(read_settings(options, sockets))
@@ -76,11 +79,11 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
     env = tuple(_variable(text) for text in options.env)
     if sum(len(os.fsencode(name + value)) for name, value in env) > _ENV_LIMIT:
         raise UsageError(f"--env: all of them together are over {_ENV_LIMIT} bytes; put large values into a file")
-    mounts: list[Mount] = [_mount(text, env, options) for text in options.cgi_dir]
+    pools: list[Pool] = []
+    mounts: list[Mount] = [_mount(text, env, options, sockets, pools) for text in options.cgi_dir]
     mounts += [_fastcgi(text, env, options) for text in options.fastcgi]
     authorizers = [_fastcgi(text, env, options, "--authorizer") for text in options.authorizer]
     _refuse_duplicates("--authorizer", [mount.prefix for mount in authorizers])
-    pools: list[Pool] = []
     for text in options.pool:
         mounts.append(_pool(text, env, options, sockets, pools))
     for text in options.php:
@@ -162,13 +165,23 @@ def _opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
         raise UsageError(f"{option} {error.filename}: {error.strerror}; name a file that can be written to") from None
 
 
-def _mount(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace) -> CgiMount:
+def _mount(
+    text: str, env: tuple[tuple[str, str], ...], options: argparse.Namespace, sockets: str, pools: list[Pool]
+) -> CgiMount:
+    """Return the mount, and add the pools that run its scripts to `pools`."""
     prefix, directory = _prefix_and_directory("--cgi-dir", text, DEFAULT_PREFIX)
     if options.preload and not options.warm:
         raise UsageError("--preload: goes with --warm, which keeps interpreters that have modules ready")
     for module in options.preload:
         if not _MODULE.fullmatch(module):
             raise UsageError(f"--preload {module}: no name of a module; write, say, numpy, or DBI for Perl")
+    recipes = []
+    if options.warm == "reuse":
+        recipes = recipes_below(directory, mount_variables(b"", env).get(b"PATH", b""))
+    reuse = []
+    for recipe in recipes:
+        command = [*map(os.fsdecode, recipe.arguments), RUNTIME, "--runner", "scripts"]
+        reuse.append((recipe, _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)))
     return CgiMount(
         prefix,
         directory,
@@ -177,6 +190,7 @@ def _mount(text: str, env: tuple[tuple[str, str], ...], options: argparse.Namesp
         kill_group=options.kill_group,
         warm=options.warm,
         preload=tuple(options.preload),
+        reuse=tuple(reuse),
     )
 
 

@@ -56,9 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_programs(add: _Add) -> None:
-    add("--warm", nargs="?", const="warm", default="", choices=("warm", "require"),
+    add("--warm", nargs="?", const="warm", default="", choices=("warm", "require", "reuse"),
         help="run scripts of Python and Perl from interpreters that have started already; "
-        "'require': refuse those that cannot be")  # fmt: skip
+        "'require': refuse those that cannot be; 'reuse': run those of Python again and again in one process, "
+        "which they must be written for")  # fmt: skip
     add("--preload", action="append", default=[], metavar="MODULE",
         help="with --warm: import this module ahead, too, which is not the interpreter's own; repeatable")  # fmt: skip
     add("--env", action="append", default=[], metavar="NAME[=VALUE]",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fcgi_pool.listener import Address
+from gateway.cgi.warm.shebang import Recipe
 from gateway.http.limits import Limits
 
 
@@ -28,6 +29,18 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class FastCgiServer:
+    """A FastCGI server: where it listens, and how many connections it can serve at once.
+
+    With `connections` = 0 that is not known: it gets a connection for each request.
+    """
+
+    name: str
+    address: Address
+    connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CgiMount:
     """A directory of CGI programs served below `prefix`, which begins and ends with a slash."""
 
@@ -38,22 +51,13 @@ class CgiMount:
     pass_authorization: bool = True
     kill_group: bool = False
     # "": each program is a fresh process. "warm": scripts of Python and Perl are forked from an interpreter that has
-    # started already, where they can be. "require": those that cannot are not run.
+    # started already, where they can be. "require": those that cannot are not run. "reuse": scripts of Python are run
+    # again and again in the processes of pools, those of Perl as with "warm".
     warm: str = ""
     # Modules that warm interpreters import at their start, though they are not the interpreter's own.
     preload: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FastCgiServer:
-    """A FastCGI server: where it listens, and how many connections it can serve at once.
-
-    With `connections` = 0 that is not known: it gets a connection for each request.
-    """
-
-    name: str
-    address: Address
-    connections: int = 0
+    # With "reuse": which pool runs the scripts of which interpreter.
+    reuse: tuple[tuple[Recipe, FastCgiServer], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,5 +135,8 @@ class Settings:
     @property
     def fastcgi_servers(self) -> tuple[FastCgiServer, ...]:
         """Every FastCGI server that is asked for something, once."""
-        mounts = (*self.mounts, *self.authorizers)
-        return tuple({mount.server: None for mount in mounts if not isinstance(mount, CgiMount)})
+        found: dict[FastCgiServer, None] = {}
+        for mount in (*self.mounts, *self.authorizers):
+            servers = [server for _, server in mount.reuse] if isinstance(mount, CgiMount) else [mount.server]
+            found |= dict.fromkeys(servers)
+        return tuple(found)

@@ -10,6 +10,7 @@ FCGI_WEB_SERVER_ADDRS (section 3.2) says which web servers may connect over TCP;
 from __future__ import annotations
 
 import faulthandler
+import functools
 import gc
 import importlib
 import os
@@ -18,17 +19,21 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fcgi_pool.runtime import wsgi
 from fcgi_pool.runtime.worker import Worker
 from fcgi_pool.scoreboard import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fcgi_pool.runtime.connection import Connection
+
 LISTENER = 0
-RUNNERS = ("own", "flup-threaded", "flup-forked")
+# scripts: CGI scripts in Python, those that requests name
+RUNNERS = ("own", "flup-threaded", "flup-forked", "scripts")
 USAGE = (
     "usage: fcgi_pool.runtime [--runner own|flup-threaded|flup-forked] [--chdir DIR] [--threads N] [--children N] "
-    "MODULE:CALLABLE"
+    "MODULE:CALLABLE | --runner scripts"
 )
 
 _DEFAULT_CALLABLE = "application"
@@ -73,7 +78,7 @@ def read_options(arguments: Sequence[str]) -> Options:
             setattr(options, name[2:], value)
     if options.runner not in RUNNERS:
         raise UsageError(f"unknown runner {options.runner!r}; write one of {', '.join(RUNNERS)}")
-    if not options.application:
+    if not options.application and options.runner != "scripts":
         raise UsageError(f"the application is missing; {USAGE}")
     return options
 
@@ -108,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
         max_requests = _count("FCGI_POOL_MAX_REQUESTS", os.environ.pop("FCGI_POOL_MAX_REQUESTS", "0"))
         scoreboard = os.environ.pop("FCGI_POOL_SCOREBOARD", "")
         _check_listener()
-        if options.runner == "own":
+        if options.runner in ("own", "scripts"):
             return _serve(options, max_requests, scoreboard)
         return _serve_by_flup(options, max_requests)
     except UsageError as error:
@@ -118,12 +123,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def _serve(options: Options, max_requests: int, scoreboard: str) -> int:
     listener = _take_listener()
-    application = load_application(options.application)
+    respond: Callable[[dict[str, Any], Connection], bool]
+    if options.runner == "scripts":
+        from fcgi_pool.runtime.scripts import Scripts  # noqa: PLC0415
+
+        respond = Scripts().respond
+    else:
+        respond = functools.partial(wsgi.respond, load_application(options.application))
     # What the application has built up stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
     with listener:
-        worker = Worker(listener, application, _slot(scoreboard), max_requests, _allowed_addresses())
+        worker = Worker(listener, respond, _slot(scoreboard), max_requests, _allowed_addresses())
         worker.run()
     return 0
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from fcgi_pool.protocol.records import ProtocolError
 from fcgi_pool.runtime.connection import Connection, WebServerGone
-from fcgi_pool.runtime.wsgi import respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
 
 
 class Worker:
-    """Serves an application on a listening socket until a signal, or the number of requests, ends it.
+    """Serves an application on a listening socket until a signal, the number of requests, or the application ends it.
 
     SIGTERM, SIGINT, SIGQUIT and SIGUSR1 end it: at once if it is idle, else after the request it serves. What has
     arrived by then on kept connections is answered, too.
@@ -57,18 +56,19 @@ class Worker:
     def __init__(
         self,
         listener: socket.socket,
-        application: Callable[..., Any],
+        respond: Callable[[dict[str, Any], Connection], bool],
         slot: Slot | None = None,
         max_requests: int = 0,
         allowed: frozenset[str] | None = None,
     ) -> None:
-        """Take a listening socket, a WSGI application, and a slot of the scoreboard.
+        """Take a listening socket, what answers a request, and a slot of the scoreboard.
 
+        `respond` gets the variables of a request and its connection, and returns whether it may be called again.
         `max_requests`: how many requests it serves, 0 for any number. `allowed`: the addresses of web servers that
         may connect over TCP, None for all.
         """
         self._listener = listener
-        self._application = application
+        self._respond = respond
         self._slot = slot
         self._max_requests = max_requests
         self._allowed = allowed
@@ -201,7 +201,8 @@ class Worker:
         if self._served == self._max_requests:
             self._ends = True
         try:
-            respond(self._application, environ, connection)
+            if not self._respond(environ, connection):
+                self._ends = True
         finally:
             if slot is not None:
                 slot.end()

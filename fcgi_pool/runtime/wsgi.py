@@ -56,11 +56,11 @@ _FAILED_HEAD = (
 )
 
 
-def respond(application: Callable[..., Any], environ: dict[str, Any], connection: Connection) -> None:
+def respond(application: Callable[..., Any], environ: dict[str, Any], connection: Connection) -> bool:
     """Call the application and send its response; afterwards no request runs on the connection.
 
-    Whatever the application raises becomes words in the error log, and an error page if nothing was sent yet. Raises
-    WebServerGone if the connection is lost.
+    Whatever the application raises becomes words in the error log, and an error page if nothing was sent yet. Returns
+    whether it may be called again, which it may. Raises WebServerGone if the connection is lost.
     """
     _complete(environ, connection)
     response = _Response(connection, environ["REQUEST_METHOD"] == "HEAD")
@@ -87,6 +87,7 @@ def respond(application: Callable[..., Any], environ: dict[str, Any], connection
             response.fail(error)
         finally:
             connection.end(0)
+    return True
 
 
 def _complete(environ: dict[str, Any], connection: Connection) -> None:

@@ -75,7 +75,6 @@ class Spawner:
                 elif descriptor in self._readers:
                     self._readers[descriptor]()
                 elif not self._take_requests():
-                    poll.unregister(self._channel)
                     self._worker_left()
             if self._kill_at:
                 self._kill_overdue()
@@ -212,7 +211,10 @@ class Spawner:
                 signal_group(pid, signal.SIGKILL)
 
     def _worker_left(self) -> None:
+        if self._worker_gone:
+            return
         self._worker_gone = True
+        self._poll.unregister(self._channel)
         self._channel.close()
         for run_id in list(self._pids):
             self._terminate(run_id)

@@ -18,6 +18,7 @@ from gateway.cgi.stderr import ErrorStream
 from gateway.cgi.variables import Script, concerns_start, mount_variables, request_variables
 from gateway.exchange import Exchange
 from gateway.fault import Fault
+from gateway.handlers.reuse import ReusedScripts
 from gateway.relay import Relay
 from gateway.settings import CgiMount
 
@@ -52,6 +53,7 @@ class CgiDirectory:
         self.directory = os.fsencode(os.path.abspath(mount.directory))
         self.prefix = mount.prefix.encode()
         self.variables = mount_variables(self.directory, mount.env)
+        self._reused = ReusedScripts(worker, mount, self.variables) if mount.reuse else None
 
     def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
         """Answer by the program that `segments` below the mount lead to."""
@@ -61,7 +63,8 @@ class CgiDirectory:
                 self.worker.error_log.warning(found.words, exchange.id)
             exchange.fail(found)
             return
-        CgiRun(self, exchange, found, redirects).begin()
+        if not (self._reused and self._reused.take(exchange, found, redirects)):
+            CgiRun(self, exchange, found, redirects).begin()
 
     def say_cold(self, name: str, why: str) -> None:
         """Log once why a script is started cold where warm interpreters are wanted."""
