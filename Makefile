@@ -29,6 +29,7 @@ lint: venv
 bench: venv
 	$(BIN)/python -m bench.cgi
 	$(BIN)/python -m bench.fastcgi
+	$(BIN)/python -m bench.warm
 
 load: venv
 	$(BIN)/python -m tests.load

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 
+from gateway.cgi.variables import mount_variables
+from gateway.cgi.warm.reuse import reuse_recipe
+from gateway.cgi.warm.shebang import recipe_for
 from gateway.diagnosis import interpreter_trouble
 from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount
 
@@ -30,19 +33,39 @@ def report(settings: Settings) -> int:
 
 def _report_mount(mount: CgiMount) -> int:
     print(f"cgi      {mount.prefix} -> {mount.directory}")
+    search = mount_variables(b"", mount.env).get(b"PATH", b"")
     troubles = 0
     for directory, _, names in sorted(os.walk(mount.directory, followlinks=False)):
         for name in sorted(names):
             path = os.path.join(directory, name)
             shown = mount.prefix + os.path.relpath(path, mount.directory)
             trouble = _trouble(path)
+            manner = _manner(path, mount, search) if mount.warm and not trouble and os.access(path, os.X_OK) else ""
+            if manner.startswith("cold") and mount.warm == "require":
+                trouble, manner = f"{manner} (--warm require)", ""
             if trouble:
                 troubles += 1
             elif not os.access(path, os.X_OK):
                 print(f"  -      {shown} is not executable: 403")
                 continue
-            print(f"  {'FAILS ' if trouble else 'ok    '} {shown}{': ' + trouble if trouble else ''}")
+            words = trouble or manner
+            print(f"  {'FAILS ' if trouble else 'ok    '} {shown}{': ' + words if words else ''}")
     return troubles
+
+
+def _manner(path: str, mount: CgiMount, search: bytes) -> str:
+    """Return how a script is run where warm interpreters are wanted, and why cold."""
+    name = os.fsencode(path)
+    recipe = reuse_recipe(name, search) if mount.warm == "reuse" else None
+    if recipe:
+        return f"run again and again by {os.fsdecode(b' '.join(recipe.arguments))}"
+    try:
+        found = recipe_for(name, search)
+    except OSError as error:
+        return f"cold: {error.strerror}"
+    if isinstance(found, str):
+        return f"cold: {found}"
+    return f"warm, by {os.fsdecode(b' '.join((found.executable, *found.arguments[1:])))}"
 
 
 def _trouble(path: str) -> str:

@@ -223,11 +223,12 @@ class Server:
             assert status == self.expected_status, f"exit status {status}:\n{self.errors.text}"
         if not self.may_leave_processes:
             wait_until(lambda: f"left: {found}" if (found := members(session)) else "")
-        assert "Traceback" not in _without_scripts(self.errors.text), self.errors.text
+        assert "Traceback" not in without_scripts(self.errors.text), self.errors.text
         assert "unexpected, please report" not in self.errors.text, self.errors.text
 
 
-def _without_scripts(text: str) -> str:
+def without_scripts(text: str) -> str:
+    """Return what of a log is the server's own, not a program's."""
     return "\n".join(line for line in text.splitlines() if " script " not in line and " error [" not in line)
 
 
