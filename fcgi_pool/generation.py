@@ -16,8 +16,10 @@ from enum import Enum
 from functools import partial
 
 from fcgi_pool import probe, process
+from fcgi_pool.handover import Line
 from fcgi_pool.lifecycle import Ladder, Rung
 from fcgi_pool.log import Log
+from fcgi_pool.lookup import runs_our_runtime
 from fcgi_pool.loop import Loop
 from fcgi_pool.observer import Observer
 from fcgi_pool.policy import Failures, History, Kill, Retire, Slow, Spawn, Terminate, plan
@@ -75,8 +77,9 @@ class Generation:
         self._history = History()
         self._diag = _asked(listener)
         self._slowlog = SlowLog(config.slowlog) if config.slowlog else None
-        tells = config.app and config.runner == "own"
+        tells = runs_our_runtime(config)
         self._scoreboard = Scoreboard(config.max_children) if tells else None
+        self._line = Line() if tells and config.max_children > 1 else None
         if not tells:
             # Programs wait in accept. Our own runtime does not, and says so to the socket, which all share, by itself.
             listener.setblocking(True)
@@ -127,6 +130,9 @@ class Generation:
         if self._scoreboard and slot is not None:
             environment["FCGI_POOL_SCOREBOARD"] = f"{self._scoreboard.fileno()}:{slot}"
             inherited.append(self._scoreboard.fileno())
+        if self._line:
+            environment["FCGI_POOL_HANDOVER"] = self._line.environment
+            inherited += self._line.filenos()
         if trace:
             environment["FCGI_POOL_TRACE"] = trace.environment
             inherited.append(trace.fileno())
@@ -360,6 +366,8 @@ class Generation:
             self._diag.close()
         if self._scoreboard:
             self._scoreboard.close()
+        if self._line:
+            self._line.close()
         if self._slowlog:
             self._slowlog.close()
 

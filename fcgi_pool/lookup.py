@@ -53,6 +53,14 @@ def socket_owner(config: PoolConfig) -> tuple[int, int]:
     return owner, group
 
 
+def runs_our_runtime(config: PoolConfig) -> bool:
+    """Whether a worker is our own runtime, which tells what it does, and takes what others hand over to it."""
+    if config.app:
+        return config.runner == "own"
+    arguments = config.command[1:]
+    return arguments[:1] == (_RUNTIME,) and not any(word.startswith("--runner") for word in arguments)
+
+
 def _runtime_command(config: PoolConfig) -> tuple[str, ...]:
     runner = () if config.runner == "own" else ("--runner", config.runner)
     return (config.python or sys.executable, _RUNTIME, *runner, config.app)
@@ -106,7 +114,7 @@ def _environment(config: PoolConfig, home: str) -> dict[str, str]:
     if home:
         found |= {"HOME": home, "USER": config.user}
     found |= config.env
-    if config.app:
+    if config.app or runs_our_runtime(config):
         if config.max_requests:
             found["FCGI_POOL_MAX_REQUESTS"] = str(config.max_requests)
     else:

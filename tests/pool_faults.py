@@ -35,7 +35,6 @@ from tests.pool_load import (
     front,
     hold_all,
     site,
-    wait_for_no_connections,
 )
 from tests.pool_support import RunningPool, ask, connect, start_pool, variables
 from tests.support import PATIENCE, Server, children, links, need, state, wait_until
@@ -149,7 +148,8 @@ def test_a_stopped_worker_is_given_up_and_replaced(programs: Path, kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_worker_is_terminated_by_the_manager(programs: Path, kind: str) -> None:
     """What it had begun is lost with an explanation, or done anew by another if that is safe; the others go on."""
-    with site(programs, kind, 3, "request_terminate_timeout=500ms") as here:
+    # Longer than the front keeps a connection in use: of php and C only its age is seen.
+    with site(programs, kind, 3, "request_terminate_timeout=2") as here:
         workers = here.pool.wait_for_workers(3)
         post, get = Held(here.server, here.path, "POST").wait(), Held(here.server, here.path).wait()
         stopped = {post.holder(workers), get.holder(workers)}
@@ -250,7 +250,6 @@ def test_a_manager_of_the_front_that_is_killed_comes_back(programs: Path) -> Non
         assert all(map(explained, lost)), lost
         assert len(lost) <= 3 * ROUNDS
         wait_until(lambda: "" if len(children(managers(server)[0])) == 3 else "not all are back")
-        wait_for_no_connections(children(managers(server)[0]))
         assert len({held.release() for held in hold_all(server, "/app/", 3)}) == 3
 
 
