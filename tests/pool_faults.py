@@ -311,6 +311,25 @@ def test_a_program_that_cannot_boot(programs: Path, tmp_path: Path) -> None:
         assert all(outcome.is_right for outcome in load.outcomes[-10:])
 
 
+def test_workers_killed_as_they_come_up(programs: Path, tmp_path: Path) -> None:
+    """That is no reason to turn anybody away: who asks meanwhile is answered by the first that is let live."""
+    spared = tmp_path / "spared"
+    text = f"[ -e {spared} ] && exec {shlex.join(command(programs))}; exec sleep 1000"
+    mount = f"/app/={shlex.join(['sh', '-c', text])}"
+    with front("--pool", mount, "--children", "1") as server, Load(server.port, "/app/", 4, each=1) as load:
+        (manager,) = managers(server)
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            wait_until(lambda: "" if len(children(manager)) == 1 else "not started again")
+            (worker,) = children(manager)
+            if number == signal.SIGHUP:
+                spared.touch()
+            os.kill(worker, number)
+            server.wait_for_log(rf"worker {worker} was killed by {number.name} as it came up")
+        load.wait_for(4)
+        assert "cannot start" not in server.errors.text
+        assert not load.wrong
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_child_serves_two_front_workers(programs: Path, kind: str) -> None:
     """The one connection goes from front worker to front worker, and nobody waits for ever."""
