@@ -154,8 +154,8 @@ class Failures:
 
 
 class End(Enum):
-    """How a worker ended: as it was told, of its own accord, by a fault, by a crash; or as it came up, by itself or killed
-    by somebody else."""
+    """How a worker ended: as it was told, of its own accord, by a fault, by a crash; or as it came up, by itself or
+    killed by somebody else."""
 
     TOLD = "told"
     DONE = "done"
