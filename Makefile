@@ -38,6 +38,7 @@ fuzz: venv
 	$(BIN)/python -m tests.fuzz_fcgi
 
 faults: venv
+	$(BIN)/python -m pytest -n $(JOBS) tests/test_pool_faults.py
 	$(BIN)/python -m tests.faults
 
 clean:

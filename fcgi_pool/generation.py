@@ -12,15 +12,16 @@ import socket
 import time
 from collections.abc import Collection
 from dataclasses import replace
-from enum import Enum
 from functools import partial
 
 from fcgi_pool import probe, process
+from fcgi_pool.handover import Line
 from fcgi_pool.lifecycle import Ladder, Rung
 from fcgi_pool.log import Log
+from fcgi_pool.lookup import runs_our_runtime
 from fcgi_pool.loop import Loop
 from fcgi_pool.observer import Observer
-from fcgi_pool.policy import Failures, History, Kill, Retire, Slow, Spawn, Terminate, plan
+from fcgi_pool.policy import End, Failures, History, Kill, Retire, Slow, Spawn, Terminate, judge, plan
 from fcgi_pool.prepare import Prepared
 from fcgi_pool.process import Launch
 from fcgi_pool.scoreboard import Scoreboard
@@ -31,23 +32,10 @@ from fcgi_pool.status import Counters
 from fcgi_pool.told import Reader
 from fcgi_pool.worker import Output, Worker, describe_end
 
-# Seconds after which a worker of which nothing can be seen is taken to have come up, and after which the death of one
-# that has is no longer a failure to start.
+# Seconds after which a worker of which nothing can be seen is taken to have come up.
 _COMES_UP_WITHIN = 5.0
-_HEALTHY = 10.0
 # Seconds after which a request is expected to take longer still.
 _LONG = 1.0
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS)
-
-
-class End(Enum):
-    """How a worker ended: as it was told, of its own accord, by a fault, by one that dumps core, or at its start."""
-
-    TOLD = "told"
-    DONE = "done"
-    FAULT = "fault"
-    CRASH = "crash"
-    START = "start"
 
 
 class Generation:
@@ -75,8 +63,9 @@ class Generation:
         self._history = History()
         self._diag = _asked(listener)
         self._slowlog = SlowLog(config.slowlog) if config.slowlog else None
-        tells = config.app and config.runner == "own"
+        tells = runs_our_runtime(config)
         self._scoreboard = Scoreboard(config.max_children) if tells else None
+        self._line = Line() if tells and config.max_children > 1 else None
         if not tells:
             # Programs wait in accept. Our own runtime does not, and says so to the socket, which all share, by itself.
             listener.setblocking(True)
@@ -127,6 +116,9 @@ class Generation:
         if self._scoreboard and slot is not None:
             environment["FCGI_POOL_SCOREBOARD"] = f"{self._scoreboard.fileno()}:{slot}"
             inherited.append(self._scoreboard.fileno())
+        if self._line:
+            environment["FCGI_POOL_HANDOVER"] = self._line.environment
+            inherited += self._line.filenos()
         if trace:
             environment["FCGI_POOL_TRACE"] = trace.environment
             inherited.append(trace.fileno())
@@ -334,8 +326,10 @@ class Generation:
         if self._slowlog:
             self._slowlog.forget(pid)
         self._give_back(worker.slot, worker.trace)
-        end = _judge(worker, status, served, now)
+        code = os.waitstatus_to_exitcode(status)
         age = now - worker.started
+        told, execed = worker.told is not None, not worker.exec_failure
+        end = judge(code, age, told=told, execed=execed, up=worker.is_ready, served=served)
         words = f"worker {pid} {describe_end(status)} after {age:.1f} s"
         said = f": {worker.output.tail}" if worker.output.tail else ""
         if end is End.START:
@@ -346,6 +340,9 @@ class Generation:
                 if not status:
                     words += " (a FastCGI program goes on: is this one a CGI program?)"
                 self._failed(worker.started, now, words + said)
+        elif end is End.KILLED:
+            self.failures = self.failures.killed(now)
+            self.say("warning", f"worker {pid} {describe_end(status)} as it came up, after {age:.1f} s{said}")
         elif end in (End.FAULT, End.CRASH):
             self.say("warning", words + said)
         else:
@@ -360,6 +357,8 @@ class Generation:
             self._diag.close()
         if self._scoreboard:
             self._scoreboard.close()
+        if self._line:
+            self._line.close()
         if self._slowlog:
             self._slowlog.close()
 
@@ -377,15 +376,3 @@ def _asked_for(snapshot: Snapshot, pid: int) -> str:
         if state.pid == pid and state.request and state.request.method:
             return f": {state.request.method} {state.request.uri}"
     return ""
-
-
-def _judge(worker: Worker, status: int, served: int, now: float) -> End:
-    if worker.told is not None:
-        return End.TOLD
-    code = os.waitstatus_to_exitcode(status)
-    was_early = code > 0 and now - worker.started < _HEALTHY
-    if worker.exec_failure or (not served and (not worker.is_ready or was_early)):
-        return End.START
-    if not code:
-        return End.DONE
-    return End.CRASH if -code in _CRASHES else End.FAULT

@@ -54,6 +54,15 @@ def socket_owner(config: PoolConfig) -> tuple[int, int]:
     return owner, group
 
 
+def runs_our_runtime(config: PoolConfig) -> bool:
+    """Whether a worker is our own runtime, which tells what it does, and takes what others hand over to it."""
+    if config.app:
+        return config.runner == "own"
+    if RUNTIME not in config.command:
+        return False
+    return not any("flup" in word for word in config.command[config.command.index(RUNTIME) :])
+
+
 def _runtime_command(config: PoolConfig) -> tuple[str, ...]:
     runner = () if config.runner == "own" else ("--runner", config.runner)
     return (config.python or sys.executable, RUNTIME, *runner, config.app)
@@ -107,7 +116,7 @@ def _environment(config: PoolConfig, home: str) -> dict[str, str]:
     if home:
         found |= {"HOME": home, "USER": config.user}
     found |= config.env
-    if config.app:
+    if config.app or runs_our_runtime(config):
         if config.max_requests:
             found["FCGI_POOL_MAX_REQUESTS"] = str(config.max_requests)
     else:

@@ -9,8 +9,10 @@ worker at once, in either mode; a worker that was just started is free to take o
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from fcgi_pool.config import PoolConfig
 from fcgi_pool.snapshot import Snapshot, WorkerState
@@ -22,6 +24,17 @@ _SECOND = 1.0
 # time, php-fpm does not wait at all; we slow down and never give up.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
+# Seconds until the next start after a worker was killed as it came up: whoever kills them all is not to be outrun.
+_AFTER_KILL = 0.1
+# Seconds after which the death of a worker that has come up is no longer a failure to start.
+_HEALTHY = 10.0
+# The signals that a program brings upon itself (signal(7)); any other was sent to it. Those that dump core for a bad
+# address are php-fpm's crashes.
+_CRASHES = frozenset((signal.SIGSEGV, signal.SIGBUS))
+_OWN_FAULTS = _CRASHES | {
+    signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGPIPE, signal.SIGSYS, signal.SIGTRAP, signal.SIGXCPU,
+    signal.SIGXFSZ,
+}  # fmt: skip
 _MIB = 1024 * 1024
 
 
@@ -123,7 +136,7 @@ class Failures:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the pool cannot boot. One failure is an accident, such as a kill; it is tried again at once."""
+        """Whether the pool cannot boot. One failure is an accident; it is tried again at once."""
         return self.rounds > 1
 
     def failed(self, started: float, now: float, reason: str) -> Failures:
@@ -133,6 +146,41 @@ class Failures:
             return replace(self, reason=reason)
         pause = min(_FIRST_PAUSE * 2 ** (self.rounds - 1), _LONGEST_PAUSE) if self.rounds else 0.0
         return Failures(self.rounds + 1, now + pause, reason, now)
+
+
+    def killed(self, now: float) -> Failures:
+        """Return what is true after one was killed from outside before it served. That tells nothing of the program."""
+        return replace(self, not_before=max(self.not_before, now + _AFTER_KILL))
+
+
+class End(Enum):
+    """How a worker ended: as it was told, of its own accord, by a fault, by a crash; or as it came up, by itself or
+    killed by somebody else."""
+
+    TOLD = "told"
+    DONE = "done"
+    FAULT = "fault"
+    CRASH = "crash"
+    START = "start"
+    KILLED = "killed"
+
+
+def judge(code: int, age: float, *, told: bool = False, execed: bool = True, up: bool = False, served: int = 0) -> End:
+    """Return how a worker ended: with status `code`, or by the signal -`code`, `age` seconds after its start.
+
+    `told`: it was sent away. `execed`: the program was begun at all. `up`: it was seen ready. `served`: requests.
+    """
+    if told:
+        return End.TOLD
+    if not execed:
+        return End.START
+    if not served and not up:
+        return End.KILLED if code < 0 and -code not in _OWN_FAULTS else End.START
+    if not served and code > 0 and age < _HEALTHY:
+        return End.START
+    if not code:
+        return End.DONE
+    return End.CRASH if -code in _CRASHES else End.FAULT
 
 
 def describe(snapshot: Snapshot) -> str:

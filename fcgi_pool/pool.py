@@ -13,12 +13,12 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from fcgi_pool.generation import End, Generation
+from fcgi_pool.generation import Generation
 from fcgi_pool.lifecycle import Ladder, Phase, Rung
 from fcgi_pool.listener import unlink_socket
 from fcgi_pool.log import Log
 from fcgi_pool.loop import Loop
-from fcgi_pool.policy import describe
+from fcgi_pool.policy import End, describe
 from fcgi_pool.prepare import Prepared
 from fcgi_pool.probe import signal_group
 from fcgi_pool.process import start_helper

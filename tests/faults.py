@@ -10,7 +10,7 @@ from pathlib import Path
 def main() -> None:
     """Run them one after the other, and show what they count."""
     os.environ["GATEWAY_FAULTS"] = "long"
-    tests = Path(__file__).with_name("pool_faults.py")
+    tests = Path(__file__).with_name("test_pool_faults.py")
     os.execv(sys.executable, [sys.executable, "-m", "pytest", "-v", "-rP", str(tests), *sys.argv[1:]])
 
 

@@ -169,7 +169,7 @@ class Site:
 
     def check_whole(self) -> None:
         """Check that all children serve, that the front may have as many connections, and that nothing has leaked."""
-        wait_for_no_connections(self.pool.wait_for_workers(self.children))
+        self.pool.wait_for_workers(self.children)
         assert len({held.release() for held in hold_all(self.server, self.path, self.children)}) == self.children
         self.server.check_idle()
 
@@ -426,18 +426,6 @@ class Held:
             self.wait()
         os.close(self._writer)
         self._writer = -1
-
-
-def wait_for_no_connections(workers: list[int]) -> None:
-    """Wait until workers hold no connection. Our own runtime may have several in one, whose requests wait for another.
-
-    Each holds the listening socket, and no other.
-    """
-    wait_until(lambda: "" if all(_sockets(pid) <= 1 for pid in workers) else "connections are kept")
-
-
-def _sockets(pid: int) -> int:
-    return sum(link.startswith("socket:") for link in links(pid))
 
 
 def hold_all(server: Server, path: str, count: int) -> list[Held]:

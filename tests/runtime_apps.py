@@ -108,6 +108,15 @@ def waiting(environ, start_response):
     return hello(environ, start_response)
 
 
+def named(environ, start_response):
+    """Tell the worker; wait at the FIFO that the query names."""
+    if environ["QUERY_STRING"]:
+        with open(environ["QUERY_STRING"]) as fifo:
+            fifo.read()
+    start_response("200 OK", PLAIN)
+    return [b"%d" % os.getpid()]
+
+
 def writer(environ, start_response):
     write = start_response("200 OK", PLAIN)
     write(b"written\n")

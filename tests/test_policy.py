@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,21 @@ from hypothesis import strategies as st
 
 from fcgi_pool.config import PoolConfig
 from fcgi_pool.lifecycle import FAST, Ladder, Lifecycle, Phase, Rung
-from fcgi_pool.policy import GRACE, Action, Failures, History, Kill, Retire, Slow, Spawn, Terminate, describe, plan
+from fcgi_pool.policy import (
+    GRACE,
+    Action,
+    End,
+    Failures,
+    History,
+    Kill,
+    Retire,
+    Slow,
+    Spawn,
+    Terminate,
+    describe,
+    judge,
+    plan,
+)
 from fcgi_pool.snapshot import Snapshot, WorkerState
 
 NOW = 1000.0
@@ -144,10 +159,52 @@ def test_failures_to_start() -> None:
         now = failures.not_before + 0.01
     assert pauses == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
     assert failures.is_broken
-    assert not Failures().failed(NOW, NOW, "a kill").is_broken
+    assert not Failures().failed(NOW, NOW, "an accident").is_broken
     waits = History(is_started=True, not_before=NOW + 1)
     assert actions(config("static"), snapshot(), waits) == []
     assert actions(config("static"), snapshot(), waits, NOW + 1) == [Spawn(8)]
+
+
+def test_kills_are_no_failures_to_start() -> None:
+    """However many: each puts off the next start for a moment, and no more; what is known of failures stays."""
+    failures = Failures()
+    for turn in range(20):
+        failures = failures.killed(NOW + turn)
+        assert not failures.is_broken
+        assert failures.not_before == pytest.approx(NOW + turn + 0.1)
+    broken = Failures(rounds=5, not_before=NOW + 1.6, reason="why", counted=NOW)
+    assert broken.killed(NOW) == broken
+    assert broken.killed(NOW + 1.6) == replace(broken, not_before=NOW + 1.7)
+    once = Failures().failed(NOW, NOW, "why").killed(NOW)
+    assert once.failed(NOW + 1, NOW + 2, "again").is_broken
+
+
+_KILLS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM")
+_FAULTS = ("SIGABRT", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP", "SIGPIPE", "SIGXCPU", "SIGXFSZ")
+
+
+@pytest.mark.parametrize(
+    ("codes", "booting", "up", "serves"),
+    [
+        # While it came up; early, without a request; and after one.
+        ((1, 3, 127, 255), End.START, End.START, End.FAULT),
+        ((0,), End.START, End.DONE, End.DONE),
+        (_KILLS, End.KILLED, End.FAULT, End.FAULT),
+        ((-34, -64), End.KILLED, End.FAULT, End.FAULT),
+        (_FAULTS, End.START, End.FAULT, End.FAULT),
+        (("SIGSEGV", "SIGBUS"), End.START, End.CRASH, End.CRASH),
+    ],
+)
+def test_how_a_worker_ended(codes: tuple[str | int, ...], booting: End, up: End, serves: End) -> None:
+    """By an exit status or a signal, a crash or a kill."""
+    for given_code in codes:
+        code = -signal.Signals[given_code] if isinstance(given_code, str) else given_code
+        assert judge(code, 0.5) is judge(code, 600.0) is booting, code
+        assert judge(code, 0.5, up=True) is up, code
+        assert judge(code, 0.5, up=True, served=1) is judge(code, 0.5, served=1) is serves, code
+        assert judge(code, 600.0, up=True) is serves, code
+        assert judge(code, 0.5, execed=False) is End.START, code
+        assert judge(code, 0.5, told=True, up=True) is End.TOLD, code
 
 
 @given(

@@ -176,6 +176,7 @@ def test_what_a_worker_is_started_with(monkeypatch: pytest.MonkeyPatch, tmp_path
     app = launch_for(PoolConfig("a", app="m:a", python=sys.executable, max_requests=7))
     assert app.arguments == (sys.executable, str(ROOT / "fcgi_pool/runtime/__main__.py"), "m:a")
     assert app.environment["FCGI_POOL_MAX_REQUESTS"] == "7"
+    assert launch_for(PoolConfig("a", command=app.arguments, max_requests=7)) == app
     (tmp_path / "plain").touch()
     for command, words in (
         ("no-such-program", "no such program in"),

@@ -154,6 +154,8 @@ def test_mistakes_are_told_in_one_line(app: Application, arguments: list[str], w
         ("FCGI_POOL_MAX_REQUESTS", "many"),
         ("FCGI_POOL_SCOREBOARD", "99:0"),
         ("FCGI_POOL_SCOREBOARD", "x"),
+        ("FCGI_POOL_HANDOVER", "99:98"),
+        ("FCGI_POOL_HANDOVER", "x"),
         ("FCGI_POOL_TRACE", "9"),
         ("FCGI_POOL_TRACE", "12:99"),
     ],
@@ -208,6 +210,7 @@ def test_old_versions_understand_it() -> None:
     paths = [
         *ROOT.glob("fcgi_pool/runtime/*.py"),
         *ROOT.glob("fcgi_pool/protocol/*.py"),
+        ROOT / "fcgi_pool/handover.py",
         ROOT / "fcgi_pool/scoreboard.py",
     ]
     assert len(paths) > 10

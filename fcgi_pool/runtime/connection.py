@@ -34,12 +34,13 @@ class WebServerGone(ConnectionAbortedError):
 class Connection:
     """A connected socket and the state of its protocol. Serves one request after the other."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, is_fresh: bool = True) -> None:
+        """Take a socket; `is_fresh`: no request has begun on it yet."""
         self._socket = connected
         self._side = ApplicationSide(as_text=True)
         self._role = Role.RESPONDER
         # How many requests have begun: which one runs.
-        self.serial = 0
+        self.serial = 0 if is_fresh else 1
         # Parts of the request body that have come and were not read yet.
         self._body: list[bytes] = []
         self._held = 0
@@ -79,6 +80,11 @@ class Connection:
     def is_drained(self) -> bool:
         """Whether nothing has been received that was not looked at."""
         return self._side.is_idle
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could as well be another worker's: no request is left on it, nor a part of one."""
+        return self._side.is_idle and not self._lingers and not self._is_broken
 
     @property
     def must_close(self) -> bool:

@@ -3,6 +3,7 @@
 The environment, set by the manager and not passed on to the application:
 FCGI_POOL_SCOREBOARD ``DESCRIPTOR:SLOT``, where to write what the worker does;
 FCGI_POOL_MAX_REQUESTS, after how many requests it ends;
+FCGI_POOL_HANDOVER ``DESCRIPTOR:DESCRIPTOR``, the line of connections to and from the other workers;
 FCGI_POOL_TRACE ``SIGNAL:DESCRIPTOR``, on which signal it writes its stack, and where to.
 FCGI_WEB_SERVER_ADDRS (section 3.2) says which web servers may connect over TCP; it stays.
 """
@@ -19,6 +20,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fcgi_pool.handover import Handover
 from fcgi_pool.runtime import wsgi
 from fcgi_pool.runtime.worker import Worker
 from fcgi_pool.scoreboard import Slot
@@ -112,16 +114,17 @@ def main(arguments: Sequence[str]) -> int:
         _arm_trace(os.environ.pop("FCGI_POOL_TRACE", ""))
         max_requests = _count("FCGI_POOL_MAX_REQUESTS", os.environ.pop("FCGI_POOL_MAX_REQUESTS", "0"))
         scoreboard = os.environ.pop("FCGI_POOL_SCOREBOARD", "")
+        handover = os.environ.pop("FCGI_POOL_HANDOVER", "")
         _check_listener()
         if options.runner in ("own", "scripts"):
-            return _serve(options, max_requests, scoreboard)
+            return _serve(options, max_requests, scoreboard, handover)
         return _serve_by_flup(options, max_requests)
     except UsageError as error:
         sys.stderr.write(f"fcgi_pool.runtime: {error}\n")
         return 2
 
 
-def _serve(options: Options, max_requests: int, scoreboard: str) -> int:
+def _serve(options: Options, max_requests: int, scoreboard: str, handover: str) -> int:
     listener = _take_listener()
     respond: Callable[[dict[str, Any], Connection], bool]
     if options.runner == "scripts":
@@ -134,8 +137,8 @@ def _serve(options: Options, max_requests: int, scoreboard: str) -> int:
     gc.collect()
     gc.freeze()
     with listener:
-        worker = Worker(listener, respond, _slot(scoreboard), max_requests, _allowed_addresses())
-        worker.run()
+        slot, line = _slot(scoreboard), _handover(handover)
+        Worker(listener, respond, slot, max_requests, _allowed_addresses(), line).run()
     return 0
 
 
@@ -199,6 +202,13 @@ def _slot(value: str) -> Slot | None:
     except (ValueError, OSError) as error:
         raise UsageError(f"FCGI_POOL_SCOREBOARD is {value!r}: {error}") from None
     return slot
+
+
+def _handover(value: str) -> Handover | None:
+    try:
+        return Handover.from_environment(value) if value else None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"FCGI_POOL_HANDOVER is {value!r}: {error}") from None
 
 
 def _arm_trace(value: str) -> None:

@@ -2,11 +2,16 @@
 
 Some facts about waiting for connections. Many workers wait for the same listening socket. A wake-up for each of them at
 every connection would cost more than serving it, so a worker without a connection waits exclusively: the kernel wakes
-one. A worker that keeps connections must not take a new one while another worker is free: both connections could become
-busy at once, and one would wait for the other. So it does not claim exclusiveness, lets the free ones go first, and
-takes the connection only if that still waits a moment later; then no other is free, and it need not wait for the next.
+one. One that keeps connections does not claim exclusiveness, since it may be about to serve.
 
-An idle connection costs a descriptor and nothing else: it is read only when it has something to say.
+An idle connection costs a descriptor and nothing else: it is read only when it has something to say. But while a worker
+serves a request it hears of no other, and what comes then would wait for it though another worker may be free. So
+before it serves, it hands its other connections over (see `handover`), to whoever is free now or first; that may be
+itself. Where a web server has no more connections than there are workers, each soon has one, and nothing is moved.
+
+A worker that was started without a line to hand over can only be careful. It lets free workers go first, and takes a
+connection while it keeps others only if that still waits a moment later: then no other is free, and it need not wait
+for the next. And it gives a new connection a moment to begin its request, rather than take another.
 """
 
 from __future__ import annotations
@@ -23,8 +28,9 @@ from fcgi_pool.protocol.records import ProtocolError
 from fcgi_pool.runtime.connection import Connection, WebServerGone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from fcgi_pool.handover import Handover
     from fcgi_pool.scoreboard import Slot
 
 # Connections a worker keeps; past it the one idle for longest is closed. Far above what a web server that counts opens
@@ -34,8 +40,10 @@ KEPT_LIMIT = 256
 _LET_OTHERS_GO_FIRST = 0.002
 # Connections it takes at once after a wait in which nobody took one: waiting for each would cost more than it saves.
 _WITHOUT_WAITING = 16
-# Seconds in which a web server that has connected begins a request, for a worker that is to end.
+# Seconds in which a web server that has connected begins a request, for a worker that is to end; and for one that has
+# no line to hand over, which others wait for meanwhile: they come at once, but for a machine that is loaded.
 _FIRST_WORDS = 1.0
+_FIRST_WORDS_SOON = 0.02
 # Seconds until the next look when there is no descriptor or memory for another connection.
 _PAUSE = 0.1
 
@@ -60,18 +68,20 @@ class Worker:
         slot: Slot | None = None,
         max_requests: int = 0,
         allowed: frozenset[str] | None = None,
+        handover: Handover | None = None,
     ) -> None:
         """Take a listening socket, what answers a request, and a slot of the scoreboard.
 
         `respond` gets the variables of a request and its connection, and returns whether it may be called again.
         `max_requests`: how many requests it serves, 0 for any number. `allowed`: the addresses of web servers that
-        may connect over TCP, None for all.
+        may connect over TCP, None for all. `handover`: the line to the other workers of its pool.
         """
         self._listener = listener
         self._respond = respond
         self._slot = slot
         self._max_requests = max_requests
         self._allowed = allowed
+        self._handover = handover
         self._served = 0
         self._ends = False
         # By descriptor, the one that was used last at the end.
@@ -100,7 +110,12 @@ class Worker:
                         self._go_on(self._kept[descriptor])
                     elif descriptor == woken:
                         _drain(woken)
-                    elif self._accepts_first or self._gave_way or self._nobody_else_takes_it():
+                    elif self._handover and descriptor == self._handover.fileno():
+                        self._take_over(self._handover)
+                    elif descriptor != self._listener.fileno():
+                        # Of one that was handed over since.
+                        continue
+                    elif self._handover or self._accepts_first or self._gave_way or self._nobody_else_takes_it():
                         self._accept()
                     else:
                         gives_way = True
@@ -115,6 +130,8 @@ class Worker:
             self._poll.close()
             if self._slot is not None:
                 self._slot.close()
+            if self._handover:
+                self._handover.close()
 
     def _mark_end(self, _number: int, _frame: object) -> None:
         self._ends = True
@@ -124,10 +141,11 @@ class Worker:
         first = not self._kept
         if first == self._accepts_first:
             return
-        descriptor = self._listener.fileno()
-        with contextlib.suppress(FileNotFoundError):
-            self._poll.unregister(descriptor)
-        self._poll.register(descriptor, select.EPOLLIN | (select.EPOLLEXCLUSIVE if first else 0))
+        for source in (self._listener, self._handover):
+            if source:
+                with contextlib.suppress(FileNotFoundError):
+                    self._poll.unregister(source.fileno())
+                self._poll.register(source.fileno(), select.EPOLLIN | (select.EPOLLEXCLUSIVE if first else 0))
         self._accepts_first = first
 
     def _nobody_else_takes_it(self) -> bool:
@@ -135,14 +153,7 @@ class Worker:
         if self._without_waiting:
             self._without_waiting -= 1
             return True
-        watched = select.poll()
-        for descriptor in self._kept:
-            watched.register(descriptor, select.POLLIN)
-        if watched.poll(_LET_OTHERS_GO_FIRST * 1000):
-            return False
-        waiting = select.poll()
-        waiting.register(self._listener.fileno(), select.POLLIN)
-        if not waiting.poll(0):
+        if _is_readable(self._kept, _LET_OTHERS_GO_FIRST) or not _is_readable((self._listener.fileno(),), 0):
             return False
         self._without_waiting = _WITHOUT_WAITING
         return True
@@ -154,19 +165,45 @@ class Worker:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            if error.errno not in _OUT_OF:
-                raise
-            if self._kept:
-                self._drop(next(iter(self._kept.values())))
-            else:
-                select.select([], [], [], _PAUSE)
+            self._make_room(error)
             return
         if accepted.family != socket.AF_UNIX:
             if self._allowed is not None and address[0] not in self._allowed:
                 accepted.close()
                 return
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._go_on(Connection(accepted))
+        connection = Connection(accepted)
+        if not self._handover:
+            _is_readable((connection.fileno(), *self._kept), _FIRST_WORDS_SOON)
+        self._go_on(connection)
+
+    def _make_room(self, error: OSError) -> None:
+        """Let another connection have a descriptor, if that is what is missing."""
+        if error.errno not in _OUT_OF:
+            raise error
+        if self._kept:
+            self._drop(next(iter(self._kept.values())))
+        else:
+            select.select([], [], [], _PAUSE)
+
+    def _take_over(self, handover: Handover) -> bool:
+        """Take a connection that another worker had, and serve what has come; return whether there was one."""
+        try:
+            taken = handover.maybe_take()
+        except OSError as error:
+            self._make_room(error)
+            return True
+        if taken:
+            self._go_on(Connection(*taken))
+        return taken is not None
+
+    def _hand_over_all_but(self, connection: Connection, handover: Handover) -> None:
+        """Let others have the connections that nothing is known of. A request of which a part was read stays here."""
+        for other in list(self._kept.values()):
+            if other is not connection and other.is_idle:
+                if not handover.give(other.fileno(), not other.serial):
+                    break
+                self._drop(other)
 
     def _go_on(self, connection: Connection) -> None:
         """Serve what has come on a connection; afterwards it is kept, or closed."""
@@ -187,6 +224,8 @@ class Worker:
 
     def _serve(self, connection: Connection, environ: dict[str, Any]) -> None:
         """Answer one request."""
+        if self._handover and self._kept and not self._ends:
+            self._hand_over_all_but(connection, self._handover)
         slot = self._slot
         if slot is not None:
             length = environ.get("CONTENT_LENGTH", "")
@@ -228,17 +267,38 @@ class Worker:
         """Answer what has already arrived on kept connections, and close them: a web server that gets nothing for a
         request must ask again elsewhere. One that has just connected is about to ask, so it is waited for."""
         self._max_requests = 0
+        self._close_kept()
+        # What this worker has put into the line, or others before they ended, is not left there.
+        for _ in range(KEPT_LIMIT):
+            if not self._handover or not self._take_over(self._handover):
+                break
+            self._close_kept()
+
+    def _close_kept(self) -> None:
+        # First those without a request: none that is sent from now on is to wait for those that are served.
+        for connection in list(self._kept.values()):
+            if connection.serial and not _is_readable((connection.fileno(),), 0):
+                self._close_when_read(connection)
         for connection in list(self._kept.values()):
             if not connection.serial:
-                watched = select.poll()
-                watched.register(connection.fileno(), select.POLLIN)
-                watched.poll(_FIRST_WORDS * 1000)
+                _is_readable((connection.fileno(),), _FIRST_WORDS)
             self._go_on(connection)
             if connection.fileno() >= 0:
-                # What has come since; more cannot.
-                connection.take_no_more()
-                self._go_on(connection)
-                connection.close()
+                self._close_when_read(connection)
+
+    def _close_when_read(self, connection: Connection) -> None:
+        """Close a connection, but for what has come since it was looked at; more cannot."""
+        connection.take_no_more()
+        self._go_on(connection)
+        self._drop(connection)
+
+
+def _is_readable(descriptors: Iterable[int], seconds: float) -> bool:
+    """Whether one of them has something to be read, or has within so many seconds."""
+    watched = select.poll()
+    for descriptor in descriptors:
+        watched.register(descriptor, select.POLLIN)
+    return bool(watched.poll(seconds * 1000))
 
 
 def _drain(descriptor: int) -> None:

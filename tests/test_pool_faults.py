@@ -1,6 +1,6 @@
 """Faults under load: killed and stopped workers, managers and fronts, reloads, full and broken pools, random records.
 
-Each test has a short form of a few seconds, and a long one: ``python -m tests.faults``. The clients are real and count
+Each test has a short form of a few seconds, and a long one: ``make faults``. The clients are real and count
 what they get; nothing is decided by how long something took.
 """
 
@@ -35,7 +35,6 @@ from tests.pool_load import (
     front,
     hold_all,
     site,
-    wait_for_no_connections,
 )
 from tests.pool_support import RunningPool, ask, connect, start_pool, variables
 from tests.support import PATIENCE, Server, children, links, need, state, wait_until
@@ -46,6 +45,8 @@ RELOADS = 100 if IS_LONG else 20
 ROUNDS = 20 if IS_LONG else 2
 RECORDS = 10**6 if IS_LONG else 20_000
 REQUESTS = 100 if IS_LONG else 8
+# Where php and C are seen alike, from without, one of them does for the short form.
+FEW_KINDS = KINDS if IS_LONG else ("wsgi", "php")
 # Between two kills, in seconds.
 PAUSE = 0.2
 
@@ -124,7 +125,7 @@ def test_reloads_lose_nothing(programs: Path, kind: str) -> None:
         here.check_whole()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 def test_a_stopped_worker_is_given_up_and_replaced(programs: Path, kind: str) -> None:
     """The front answers 504 at its timeout, the manager ends the worker at its own; the others go on."""
     limits = ("request_terminate_timeout=3",)
@@ -146,10 +147,11 @@ def test_a_stopped_worker_is_given_up_and_replaced(programs: Path, kind: str) ->
         here.check_whole()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 def test_a_stopped_worker_is_terminated_by_the_manager(programs: Path, kind: str) -> None:
     """What it had begun is lost with an explanation, or done anew by another if that is safe; the others go on."""
-    with site(programs, kind, 3, "request_terminate_timeout=500ms") as here:
+    # Longer than the front keeps a connection in use: of php and C only its age is seen.
+    with site(programs, kind, 3, "request_terminate_timeout=2") as here:
         workers = here.pool.wait_for_workers(3)
         post, get = Held(here.server, here.path, "POST").wait(), Held(here.server, here.path).wait()
         stopped = {post.holder(workers), get.holder(workers)}
@@ -250,14 +252,13 @@ def test_a_manager_of_the_front_that_is_killed_comes_back(programs: Path) -> Non
         assert all(map(explained, lost)), lost
         assert len(lost) <= 3 * ROUNDS
         wait_until(lambda: "" if len(children(managers(server)[0])) == 3 else "not all are back")
-        wait_for_no_connections(children(managers(server)[0]))
         assert len({held.release() for held in hold_all(server, "/app/", 3)}) == 3
 
 
 # Full pools, broken pools, starvation.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 def test_a_full_pool_lets_wait_and_then_turns_away(programs: Path, kind: str) -> None:
     """Two are served, one waits in the pool's own queue where it is counted, the others in the front for a while."""
     limits = ("pm=dynamic", "min_spare_servers=1", "max_spare_servers=2", "status_listen=127.0.0.1:0")
@@ -312,6 +313,25 @@ def test_a_program_that_cannot_boot(programs: Path, tmp_path: Path) -> None:
         assert all(outcome.is_right for outcome in load.outcomes[-10:])
 
 
+def test_workers_killed_as_they_come_up(programs: Path, tmp_path: Path) -> None:
+    """That is no reason to turn anybody away: who asks meanwhile is answered by the first that is let live."""
+    spared = tmp_path / "spared"
+    text = f"[ -e {spared} ] && exec {shlex.join(command(programs))}; exec sleep 1000"
+    mount = f"/app/={shlex.join(['sh', '-c', text])}"
+    with front("--pool", mount, "--children", "1") as server, Load(server.port, "/app/", 4, each=1) as load:
+        (manager,) = managers(server)
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            wait_until(lambda: "" if len(children(manager)) == 1 else "not started again")
+            (worker,) = children(manager)
+            if number == signal.SIGHUP:
+                spared.touch()
+            os.kill(worker, number)
+            server.wait_for_log(rf"worker {worker} was killed by {number.name} as it came up")
+        load.wait_for(4)
+        assert "cannot start" not in server.errors.text
+        assert not load.wrong
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_child_serves_two_front_workers(programs: Path, kind: str) -> None:
     """The one connection goes from front worker to front worker, and nobody waits for ever."""
@@ -322,7 +342,7 @@ def test_one_child_serves_two_front_workers(programs: Path, kind: str) -> None:
         report(kind, load)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 def test_nobody_waits_for_idle_clients(programs: Path, kind: str) -> None:
     """Of 200 clients that keep their connections 100 say nothing more; each request of the others is answered."""
     with site(programs, kind, 4, workers=2) as here:
