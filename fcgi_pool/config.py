@@ -151,7 +151,7 @@ def read_pool(name: str, table: Mapping[str, Any], defaults: Mapping[str, Any] |
     """Return the pool `name` of which `table` holds the keys; raise ConfigError."""
     values: dict[str, Any] = dict(defaults or {})
     seen: set[str] = set()
-    for written, value in _flattened(table):
+    for written, value in flattened(table):
         key = key_of(written)
         where = f"pools.{name}.{written}"
         if key not in _READERS:
@@ -193,12 +193,12 @@ def read_manager(document: Mapping[str, Any]) -> ManagerConfig:
     return ManagerConfig(read_pools(pools, defaults), **values)
 
 
-def _flattened(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the keys of a table and of the tables in it, joined by dots; `env` is a value."""
+def flattened(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the keys of a pool's table and of the tables in it, joined by dots; `env` is a value."""
     found: list[tuple[str, Any]] = []
     for key, value in table.items():
         if isinstance(value, Mapping) and prefix + key != "env":
-            found += _flattened(value, f"{prefix}{key}.")
+            found += flattened(value, f"{prefix}{key}.")
         else:
             found.append((prefix + key, value))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import reuse_recipe
@@ -18,7 +17,7 @@ def report(settings: Settings) -> int:
         print(f"listen   {address}")
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
     for pool in settings.pools:
-        print(f"pool     {pool.server.name}: {pool.server.connections} × {shlex.join(pool.command)}")
+        print(f"pool     {pool.server.name}: {pool.server.connections} × {pool.program}")
         for directive in pool.directives:
             print(f"           {directive}")
     for mount in settings.mounts:

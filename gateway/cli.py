@@ -20,6 +20,7 @@ from fcgi_pool.lookup import RUNTIME
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import recipes_below
 from gateway.check import report
+from gateway.config import ConfigFileError, effective, read_file
 from gateway.error_log import ErrorLog
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
@@ -28,13 +29,24 @@ from gateway.http.reader import reader_class
 from gateway.log_file import LogFile
 from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
+from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
-from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Pool, Settings, SiteMount, Timeouts, Tls
+from gateway.settings import (
+    CgiMount,
+    FastCgiMount,
+    FastCgiServer,
+    Mount,
+    Pool,
+    Route,
+    Settings,
+    SiteMount,
+    Timeouts,
+    Tls,
+)
 from gateway.tls import TlsError, server_context
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
-_PREFIX = re.compile(r"/(?:[^\s=?#%]*/)?")
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 # A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
 _ENV_LIMIT = 64 * 1024
@@ -60,20 +72,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 2 for a mistake in the options."""
     _keep_descriptors()
     try:
-        options = make_parser().parse_args(arguments)
+        parser = make_parser()
+        options = parser.parse_args(arguments)
+        if options.config:
+            _refuse_others(parser, options)
+        if options.print_config:
+            print(effective(read_settings(options)), end="")
+            return 0
         if options.check:
             return report(read_settings(options))
-        if not (options.pool or options.php or options.warm == "reuse"):
+        if not (options.config or options.pool or options.php or options.warm == "reuse"):
             return _serve(read_settings(options))
         with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
             return _serve(read_settings(options, sockets))
-    except UsageError as error:
+    except (UsageError, ConfigFileError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
 
 
 def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
-    """Return the settings that `options` stand for; raise UsageError. Pools listen in the directory `sockets`."""
+    """Return the settings that `options` stand for; raise UsageError or ConfigFileError.
+
+    Pools without an address of their own listen in the directory `sockets`.
+    """
+    if options.config:
+        return read_file(options.config, sockets)
     if not (options.cgi_dir or options.fastcgi or options.pool or options.php):
         raise UsageError("--cgi-dir is missing: nothing would be served; write, say, --cgi-dir cgi-bin")
     env = tuple(_variable(text) for text in options.env)
@@ -99,7 +122,8 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         raise UsageError(f"--temp-dir {options.temp_dir}: no directory that can be written to; create it, or name one")
     return Settings(
         listen=tuple(listen),
-        mounts=tuple(mounts),
+        routes=tuple(Route(mount.prefix, mount) for mount in mounts),
+        shows_index=True,
         pools=tuple(pools),
         authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
@@ -116,6 +140,14 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         timeouts=_timeouts(options),
         limits=Limits(body=_size("--max-body", options.max_body)),
     )
+
+
+def _refuse_others(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Raise UsageError if an option is given that the configuration file stands for."""
+    for name, value in vars(options).items():
+        if name not in ("config", "check", "print_config") and value != parser.get_default(name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option}: the file that --config names stands for all options; write it there")
 
 
 def _keep_descriptors() -> None:
@@ -199,21 +231,16 @@ def _prefix_and_directory(option: str, text: str, default_prefix: str) -> tuple[
     if not equals or not prefix.startswith("/"):
         prefix, directory = default_prefix, text
     prefix = _prefix(option, text, prefix, f"{default_prefix}=DIR")
-    if not os.path.isdir(directory):
-        what = "is not a directory" if os.path.exists(directory) else "does not exist"
-        raise UsageError(f"{option} {text}: the directory {directory!r} {what}; create it, or name another")
-    if not os.access(directory, os.R_OK | os.X_OK):
-        raise UsageError(f"{option} {text}: the directory {directory!r} cannot be read by this user: chmod +rx")
+    if trouble := directory_trouble(directory):
+        raise UsageError(f"{option} {text}: {trouble}")
     return prefix, os.path.abspath(directory)
 
 
 def _prefix(option: str, text: str, prefix: str, example: str) -> str:
     if not prefix.endswith("/"):
         prefix += "/"
-    segments = prefix.split("/")
-    is_path = _PREFIX.fullmatch(prefix) and prefix.isprintable()
-    if not is_path or "." in segments or ".." in segments or "//" in prefix:
-        raise UsageError(f"{option} {text}: {prefix!r} is no prefix of a path; write, say, {example}")
+    if trouble := prefix_trouble(prefix):
+        raise UsageError(f"{option} {text}: {trouble}; write, say, {example}")
     return prefix
 
 

@@ -11,10 +11,11 @@ from gateway.access_log import Record
 from gateway.body import Body
 from gateway.fault import Fault
 from gateway.http.message import Fields, Request
-from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start
+from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start, with_status
 
 if TYPE_CHECKING:
     from gateway.connection import Connection
+    from gateway.routes import Policy
     from gateway.worker import Worker
 
 _HTML: Fields = [(b"Content-Type", b"text/html; charset=utf-8")]
@@ -66,8 +67,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_begun", "_chunked", "_connection", "_ended", "_left", "_mute", "_persistence", "_programs", "_start",
-        "_started", "body", "granted", "id", "record", "request", "responder", "worker",
+        "_begun", "_chunked", "_connection", "_ended", "_forced", "_left", "_mute", "_persistence", "_programs",
+        "_start", "_started", "body", "carried", "granted", "id", "policy", "record", "request", "responder", "worker",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
@@ -77,6 +78,9 @@ class Exchange:
         self.responder: Responder | None = None
         self.body: Body | None = None
         self.granted: Grant | None = None
+        self.policy: Policy | None = None  # of the route that answers
+        self.carried: Fields = []  # of a program that has let a file answer; they win
+        self._forced = 0  # the status of the error whose page is being made
         self.record = Record(connection.client_address, request, self.id)
         self._connection = connection
         self._started = worker.now()
@@ -135,11 +139,18 @@ class Exchange:
 
     def begin(self, status: int, reason: bytes, fields: Fields, length: int | None) -> None:
         """Begin a response whose body has `length` bytes, or an unknown number for None. Sent with the first bytes."""
+        if self.carried:
+            names = {name.lower() for name, _ in self.carried}
+            fields = [*self.carried, *(item for item in fields if item[0].lower() not in names)]
         self.begin_with(status, encode_start(status, reason, fields), length)
 
     def begin_with(self, status: int, start: Start, length: int | None) -> None:
         """Begin a response, see `begin`, whose head begins with `start`."""
         request = self.request
+        if self._forced:
+            status, start = self._forced, with_status(start, self._forced)
+        if self.policy:
+            start = self.policy.edit(start)
         self._begun = True
         self.record.status = status
         self._mute = request.method == b"HEAD" or status in (204, 304)
@@ -229,7 +240,8 @@ class Exchange:
     def respond_whole(self, status: int, start: Start, body: bytes) -> None:
         """Send a complete response that may have a body, not to HEAD; its head begins with `start`."""
         connection = self._connection
-        if self.request.version < (1, 1) or len(body) > _SMALL or not connection.may_persist(self.request):
+        is_edited = self.policy or self._forced
+        if is_edited or self.request.version < (1, 1) or len(body) > _SMALL or not connection.may_persist(self.request):
             self.begin_with(status, start, len(body))
             self.end(body)
             return
@@ -259,6 +271,8 @@ class Exchange:
             self.truncate(outcome)
             return
         self.record.outcome = outcome
+        if self._is_answered_by_page(fault):
+            return
         if fault.status == 400:
             self._connection.refuse_more()
         words = fault.words if self.worker.settings.debug else ""
@@ -269,6 +283,20 @@ class Exchange:
         if fault.allow:
             fields.append((b"Allow", fault.allow.encode()))
         self.respond(fault.status, fields, page)
+
+    def _is_answered_by_page(self, fault: Fault) -> bool:
+        """Have the route's own page for this error answer, unless it is that which fails."""
+        path = self.policy.error_pages.get(fault.status) if self.policy and not self._forced else None
+        # After a request that is broken off nothing else is done for its connection.
+        if not path or fault.status in (400, 408):
+            return False
+        self._forced = fault.status
+        self.responder = None
+        self.carried = []
+        target, _, query = path.partition(b"?")
+        self.request = self.request.redirected(target, query)
+        self.worker.route(self, 1)
+        return True
 
     def program_runs(self) -> None:
         """A program was started for this exchange; its end will be told."""

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import os
 import selectors
-import shlex
 import signal
 import socket
 import sys
@@ -314,7 +313,7 @@ class Master:
         pool = self._settings.pools[child.number]
         child.pid, listens = start_and_wait(lambda ready: self._fork(lambda: self._be_pool(pool, ready)))
         if listens:
-            self._log.say(f"{child.name}: {pool.server.connections} × {shlex.join(pool.command)}")
+            self._log.say(f"{child.name}: {pool.server.connections} × {pool.program}")
         return listens
 
     def _fork(self, serve: Callable[[], None]) -> int:

@@ -46,6 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--listen", action="append", default=[], metavar="ADDRESS",
         help=f"HOST:PORT, [::1]:PORT or unix:PATH; repeatable (default {DEFAULT_LISTEN})")  # fmt: skip
     add("--workers", metavar="N", default="", help="front workers (default: number of CPUs)")
+    add("--config", metavar="FILE", default="", help="TOML, see docs/configuration.rst, in place of all other options")
+    add("--print-config", action="store_true", help="show the whole configuration, defaults included; serve nothing")
     add("--check", action="store_true", help="say what would be served, and what would fail; serve nothing")
     _add_programs(parser.add_argument_group("programs").add_argument)
     _add_fastcgi(parser.add_argument_group("FastCGI").add_argument)

@@ -36,7 +36,7 @@ def _pool_arguments(pool: Pool) -> list[str]:
     arguments = ["--name", server.name, "--listen", str(server.address), "--children", str(server.connections)]
     arguments += [f"--env={name}={value}" for name, value in pool.env]
     arguments += [f"--set={directive}" for directive in pool.directives]
-    return [*arguments, "--", *pool.command]
+    return [*arguments, "--app", pool.app] if pool.app else [*arguments, "--", *pool.command]
 
 
 def start_and_wait(start: Callable[[int], int]) -> tuple[int, bool]:

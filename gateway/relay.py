@@ -6,6 +6,7 @@ The same for every kind of program; where the bytes come from and how the progra
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -76,12 +77,13 @@ class Relay:
             if found:
                 self._reader = None
                 header, rest = found
-                if header.local_redirect and not rest:
+                if header.is_handed_on or (header.local_redirect and not rest):
                     self.redirect = header
                 else:
                     self._begin(header, rest)
         elif self.redirect:
-            self._begin(self.redirect, data)
+            if not self.redirect.is_handed_on:
+                self._begin(self.redirect, data)
         else:
             match = _NPH_STATUS.match(data)
             self._exchange.begin_raw(int(match[1]) if match else 200)
@@ -125,10 +127,17 @@ class Relay:
         if self._exchange.needs_no_more:
             self._complete(b"")
 
-    def follow(self, redirect: bytes, redirects: int, name: str) -> None:
-        """Have the target of a redirect within the server answer, the next after `redirects` of them."""
-        exchange = self._exchange
+    def follow(self, redirects: int, name: str) -> None:
+        """Have what the header names answer: a path of this server, the next after `redirects` of them, or a file."""
+        exchange, header = self._exchange, self.redirect
+        assert header
         self.discard()
+        if header.is_handed_on:
+            exchange.carried = header.fields
+        if header.file is not None:
+            self._send_file(header.file, name)
+            return
+        redirect = header.accelerated or header.local_redirect or b""
         if redirects >= _REDIRECTS:
             exchange.fail(Fault(502, f"{name} redirects within the server for the {_REDIRECTS + 1}th time"))
             return
@@ -136,6 +145,20 @@ class Relay:
         exchange.responder = None
         exchange.request = exchange.request.redirected(path, query)
         self._worker.route(exchange, redirects + 1)
+
+    def _send_file(self, path: bytes, name: str) -> None:
+        """Have a file answer that a program names, if it is where the route says."""
+        exchange = self._exchange
+        root = exchange.policy.sendfile_root if exchange.policy else b""
+        exchange.responder = None
+        if not root:
+            words = f"{name} names a file by X-Sendfile; the route has no sendfile_root, below which that is allowed"
+            exchange.fail(Fault(502, words))
+        elif not os.path.realpath(path).startswith(os.path.realpath(root).rstrip(b"/") + b"/"):
+            exchange.fail(Fault(502, f"{name} names {os.fsdecode(path)!a} by X-Sendfile, which is not below the root"))
+        else:
+            exchange.request = exchange.request.redirected(exchange.request.path, exchange.request.query)
+            self._worker.send_file(exchange, os.path.realpath(path))
 
     def client_ready(self) -> None:
         """The client takes bytes again: first those that were kept for it."""

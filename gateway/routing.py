@@ -26,6 +26,12 @@ class Path:
     segments: tuple[bytes, ...]
     is_directory: bool
 
+    @property
+    def decoded(self) -> bytes:
+        """The path as one piece, for rules that look at it as a whole. A slash within a segment looks like others."""
+        path = b"/" + b"/".join(self.segments)
+        return path + b"/" if self.is_directory and self.segments else path
+
 
 def normalise(raw: bytes) -> Path:
     """Return the path that the percent-encoded `raw` means; raise BadPath where it leaves the root or is malformed."""
@@ -71,6 +77,7 @@ class Match(Generic[Target]):
     target: Target
     rest: tuple[bytes, ...]
     is_directory: bool
+    path: Path
 
 
 class Router(Generic[Target]):
@@ -89,5 +96,5 @@ class Router(Generic[Target]):
         path = normalise(raw)
         for prefix, target in self._routes:
             if path.segments[: len(prefix)] == prefix:
-                return Match(target, path.segments[len(prefix) :], path.is_directory)
+                return Match(target, path.segments[len(prefix) :], path.is_directory, path)
         return None

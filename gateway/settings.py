@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 
 from fcgi_pool.listener import Address
@@ -93,9 +94,53 @@ class Pool:
     command: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     directives: tuple[str, ...] = ()
+    app: str = ""  # instead of a command: a WSGI application, run by our own runtime
+
+    @property
+    def program(self) -> str:
+        """What it runs, as a shell would be told."""
+        return self.app or shlex.join(self.command)
 
 
 Mount = CgiMount | FastCgiMount | SiteMount
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """An answer that sends the client elsewhere, see `routes.expand` for the variables in `to`."""
+
+    to: str
+    status: int = 302
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A rule on the decoded path: where `match` is found, the request is for `to`, or is redirected there. ``$1`` to
+    ``$9`` in `to` are the groups of `match`."""
+
+    match: str
+    to: str
+    hosts: tuple[str, ...] = ()
+    status: int = 0  # 0: within the server
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which requests `mount` or `redirect` answers, and what is said around its answers."""
+
+    prefix: str
+    mount: Mount | None = None
+    redirect: Redirect | None = None
+    hosts: tuple[str, ...] = ()  # names, or ``*.example.org``; none: all
+    methods: tuple[str, ...] = ()
+    internal: bool = False  # only for redirects within the server
+    # Of these, with ``$path`` for what is below the prefix, the first that is there in the mount's directory is served;
+    # the last is a path of the server, or ``=404``.
+    try_files: tuple[str, ...] = ()
+    # Fields added to each response, or with '' taken away.
+    headers: tuple[tuple[str, str], ...] = ()
+    error_pages: tuple[tuple[int, str], ...] = ()
+    sendfile_root: str = ""  # where X-Sendfile may lead to
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +156,12 @@ class Settings:
     """Everything that the processes of one server need to know."""
 
     listen: tuple[Address, ...]
-    mounts: tuple[Mount, ...]
+    routes: tuple[Route, ...]
+    rewrites: tuple[Rewrite, ...] = ()
+    # Whether "/" shows what is mounted, if nothing is mounted there.
+    shows_index: bool = False
+    # Requests that did not come over TLS are sent to this port by https; 0: they are answered.
+    https_port: int = 0
     pools: tuple[Pool, ...] = ()
     # Asked before anything below their prefix is served.
     authorizers: tuple[FastCgiMount, ...] = ()
@@ -131,6 +181,11 @@ class Settings:
     max_waiting: int = 4096
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def mounts(self) -> tuple[Mount, ...]:
+        """Every mount, in the order of the routes."""
+        return tuple(route.mount for route in self.routes if route.mount)
 
     @property
     def fastcgi_servers(self) -> tuple[FastCgiServer, ...]:

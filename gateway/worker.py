@@ -19,23 +19,23 @@ from gateway.body import Body, start_disk_thread
 from gateway.cgi.launcher import Launcher
 from gateway.cgi.roll import Roll
 from gateway.connection import Connection, refused_record
+from gateway.dispatch import Dispatcher, Handler
 from gateway.error_log import ErrorLog
 from gateway.exchange import Exchange, renew_ids
 from gateway.fastcgi.backend import Backend
 from gateway.fastcgi.tokens import Share
-from gateway.fault import Fault
 from gateway.handlers.authorizer import Authorizer
 from gateway.handlers.cgi import CgiDirectory
 from gateway.handlers.fastcgi import FastCgiApplication
-from gateway.handlers.index import Index
+from gateway.handlers.files import send_file
+from gateway.handlers.index import Index, Nothing
 from gateway.handlers.site import Site
 from gateway.http.base_reader import Reader
 from gateway.http.message import Refused
 from gateway.http.reader import reader_class
-from gateway.http.response import METHODS
 from gateway.readiness import Readiness
-from gateway.routing import BadPath, Router
-from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Settings
+from gateway.routes import Endpoint
+from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings
 from gateway.tls import server_context
 
 # Deadlines are looked at so often, in seconds: one timer a worker instead of one a connection.
@@ -68,13 +68,6 @@ class Run(Protocol):
         """The server stops now: log what is known."""
 
 
-class Handler(Protocol):
-    """One way to answer requests."""
-
-    def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
-        """Answer `exchange`, whose path has `segments` below the handler's prefix."""
-
-
 class Worker:
     """Serves `listeners` until the master says otherwise on `control`."""
 
@@ -105,14 +98,18 @@ class Worker:
         self._said_scarce = 0.0
         self._tls = server_context(settings.tls) if settings.tls else None
         self._backends = {server: Backend(self, server, shares.get(server)) for server in settings.fastcgi_servers}
-        routes: dict[str, Handler] = {"/": Index(settings.mounts)}
-        for number, mount in enumerate(settings.mounts):
-            routes[mount.prefix] = self._handler(mount, number)
-        self._router = Router(routes.items())
+        numbers = {id(mount): number for number, mount in enumerate(settings.mounts)}
+        endpoints = [
+            Endpoint.of(route, self._handler(route.mount, numbers.get(id(route.mount), 0))) for route in settings.routes
+        ]
+        if settings.shows_index and not any(route.prefix == "/" for route in settings.routes):
+            endpoints.append(Endpoint.of(Route("/"), Index(settings.mounts)))
         guards = [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers]
-        self._guards = Router(guards) if guards else None
+        self._dispatcher = Dispatcher(settings, endpoints, guards)
 
-    def _handler(self, mount: Mount, number: int) -> Handler:
+    def _handler(self, mount: Mount | None, number: int) -> Handler:
+        if mount is None:
+            return Nothing()
         if isinstance(mount, CgiMount):
             return CgiDirectory(self, mount, number)
         return FastCgiApplication(self, mount) if isinstance(mount, FastCgiMount) else Site(self, mount)
@@ -212,35 +209,15 @@ class Worker:
 
     def answer(self, exchange: Exchange) -> None:
         """Answer a request of a client."""
-        method = exchange.request.method
-        if method == b"TRACE":
-            exchange.fail(Fault(405, "TRACE is not allowed", allow=METHODS))
-        elif exchange.request.path == b"*":
-            exchange.respond(200, [(b"Allow", METHODS.encode())], b"")
-        else:
-            self.route(exchange, 0)
+        self._dispatcher.answer(exchange)
 
     def route(self, exchange: Exchange, redirects: int) -> None:
         """Hand `exchange` to what its path leads to, after so many redirects within the server."""
-        try:
-            if self._guards and self._is_asked(exchange, self._guards, redirects):
-                return
-            match = self._router.match(exchange.request.path)
-        except BadPath as bad:
-            exchange.fail(Fault(400, str(bad)))
-            return
-        if match:
-            match.target.answer(exchange, match.rest, match.is_directory, redirects)
-        else:
-            exchange.fail(Fault(404, "nothing is mounted there"))
+        self._dispatcher.route(exchange, redirects)
 
-    def _is_asked(self, exchange: Exchange, guards: Router[Authorizer], redirects: int) -> bool:
-        """Ask the Authorizer of the path, unless there is none or it has let the request pass; raise BadPath."""
-        guard = guards.match(exchange.request.path)
-        if not guard or (exchange.granted and exchange.granted.by is guard.target):
-            return False
-        guard.target.ask(exchange, redirects)
-        return True
+    def send_file(self, exchange: Exchange, path: bytes) -> None:
+        """Answer by a file that a program names."""
+        send_file(self, exchange, path)
 
     def new_body(
         self, exchange: Exchange, on_complete: Callable[[], None], on_error: Callable[[OSError], None]

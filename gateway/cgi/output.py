@@ -46,8 +46,8 @@ class BadOutput(ValueError):
 class Header:
     """What a program's header says.
 
-    `fields` are for the client, without those of one connection. `local_redirect` is the target of a redirect
-    within the server, which holds only if no body follows.
+    `fields` are for the client, without those of one connection or for this server. `local_redirect` is the target of
+    a redirect within the server, which holds only if no body follows.
     """
 
     status: int = 200
@@ -55,7 +55,15 @@ class Header:
     fields: Fields = field(default_factory=list)
     content_length: int | None = None
     local_redirect: bytes | None = None
+    # What answers instead, whatever the body: a path of this server (X-Accel-Redirect), or a file (X-Sendfile).
+    accelerated: bytes | None = None
+    file: bytes | None = None
     _start: Start | None = None
+
+    @property
+    def is_handed_on(self) -> bool:
+        """Whether something else answers."""
+        return self.accelerated is not None or self.file is not None
 
     @property
     def start(self) -> Start:
@@ -162,6 +170,13 @@ def _interpret(block: bytes) -> Header:
             _read_status(header, value)
         elif lower == b"content-length":
             _read_length(header, value)
+        elif lower == b"x-accel-redirect":
+            if not _LOCAL.fullmatch(value):
+                shown = value[:40].decode("latin-1")
+                raise BadOutput(f"malformed X-Accel-Redirect {shown!a}; write a path, as /files/a")
+            header.accelerated = value
+        elif lower == b"x-sendfile":
+            header.file = value
         elif lower not in _HOP_BY_HOP:
             header.fields.append((name, value))
         seen[lower] = value

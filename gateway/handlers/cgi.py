@@ -364,7 +364,7 @@ class CgiRun:
             exchange.fail(diagnosis.no_header(ending, why))
             self._terminate()
         elif self._relay.redirect:
-            self._relay.follow(self._relay.redirect.local_redirect or b"", self._redirects, self._name)
+            self._relay.follow(self._redirects, self._name)
         else:
             killed = self._status is not None and os.WIFSIGNALED(self._status)
             self._relay.finish(self._explained("its response ends here") if killed else "")

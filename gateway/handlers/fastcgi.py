@@ -177,7 +177,9 @@ class FastCgiRun:
             return False
         header, size = found
         length = len(data) - size
-        if header.status in (204, 304) or header.local_redirect or header.content_length not in (None, length):
+        if header.status in (204, 304) or header.content_length not in (None, length):
+            return False
+        if header.local_redirect or header.is_handed_on:
             return False
         exchange.respond_whole(header.status, header.start, data[size:])
         return True
@@ -203,7 +205,7 @@ class FastCgiRun:
             why = f"ended with status {end.app_status} before its header was complete"
             exchange.fail(Fault(502, self._in_words(why)))
         elif relay.redirect:
-            relay.follow(relay.redirect.local_redirect or b"", self._redirects, self._name)
+            relay.follow(self._redirects, self._name)
         else:
             relay.finish(self._in_words("was ended by its server") if end.protocol_status else "")
 

@@ -1,4 +1,4 @@
-"""Answers ``GET /`` where nothing is mounted there: a page that lists what is."""
+"""Answers ``GET /`` where nothing is mounted there: a page that lists what is; and where a route has no answer."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ class Index:
             programs = [(mount.prefix, _programs(mount.directory)) for mount in self._mounts]
             self._page = pages.index_page(programs, self._applications)
         exchange.respond(200, [(b"Content-Type", b"text/html; charset=utf-8")], self._page)
+
+
+class Nothing:
+    """The handler of a route that has none: what it redirects never gets here."""
+
+    def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
+        """Say so."""
+        exchange.fail(Fault(404, "the route leads nowhere"))
 
 
 def _changed(directory: str) -> int:

@@ -65,6 +65,12 @@ def encode_start(status: int, reason: bytes, fields: Fields) -> Start:
     return Start(b"".join(parts), has_date)
 
 
+def with_status(start: Start, status: int) -> Start:
+    """Return the same first lines for another status."""
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return Start(line + start.lines.partition(b"\r\n")[2], start.has_date)
+
+
 def encode_head(start: Start, framing: bytes) -> bytes:
     """Return the head's bytes. `framing` holds complete lines about length and persistence; a Date is added."""
     return b"".join((start.lines, b"" if start.has_date else date_line(), framing, b"\r\n"))

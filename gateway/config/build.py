@@ -1,0 +1,412 @@
+"""From a document to settings: paths made whole, names looked up, what does not go together refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds, size
+from fcgi_pool.listener import Address, AddressError
+from fcgi_pool.lookup import RUNTIME
+from gateway.cgi.variables import mount_variables
+from gateway.cgi.warm.reuse import recipes_below
+from gateway.config.errors import Mistake, Where
+from gateway.config.keys import Document
+from gateway.config.keys import Rewrite as RewriteKeys
+from gateway.config.keys import Route as RouteKeys
+from gateway.fastcgi.backend import resolve
+from gateway.fastcgi.tokens import MOST
+from gateway.http.limits import Limits
+from gateway.http.reader import reader_class
+from gateway.places import directory_trouble, prefix_trouble
+from gateway.pools import check_pool
+from gateway.settings import (
+    CgiMount,
+    FastCgiMount,
+    FastCgiServer,
+    Mount,
+    Pool,
+    Redirect,
+    Rewrite,
+    Route,
+    Settings,
+    SiteMount,
+    Timeouts,
+    Tls,
+)
+from gateway.tls import TlsError, server_context
+
+_Value = TypeVar("_Value")
+
+_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
+_METHOD = re.compile(r"[A-Z]+")
+_FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_EXTENSION = re.compile(r"\.[A-Za-z0-9_+-]+")
+_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
+_SENT = (301, 302, 303, 307, 308)
+# Keys of a pool that its manager is told by other means.
+_NO_DIRECTIVES = ("command", "app", "listen", "max_children", "env")
+
+
+def build(document: Document, directory: str, sockets: str) -> Settings:
+    """Return the settings that a document stands for; raise Mistake.
+
+    Paths in it begin at `directory`, the file's. Pools without an address of their own listen in `sockets`.
+    """
+    return _Builder(directory, sockets).settings(document)
+
+
+class _Builder:
+    def __init__(self, directory: str, sockets: str) -> None:
+        self._directory = directory
+        self._sockets = sockets
+        self._pools: dict[str, Pool] = {}
+        self._more: list[Pool] = []  # of scripts that are run again and again
+
+    def settings(self, document: Document) -> Settings:
+        """Return all of it."""
+        server = document.server
+        if not document.routes:
+            raise Mistake(("routes",), 'nothing would be served; write [[routes]] with path = "/cgi-bin/", say')
+        for name, table in document.pools.items():
+            self._pools[name] = self._pool(("pools", name), name, table)
+        routes = []
+        authorizers = []
+        for number, keys in enumerate(document.routes):
+            where: Where = ("routes", number)
+            routes.append(self._route(where, keys))
+            if keys.authorizer:
+                asked = self._server((*where, "authorizer"), keys.authorizer, routes[-1].prefix, 0)
+                authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
+        self._refuse_same(routes)
+        limits = Limits(body=_read(("server", "max_body"), size, server.max_body))
+        return Settings(
+            listen=tuple(_address(("server", "listen", at), text) for at, text in enumerate(server.listen)),
+            routes=tuple(routes),
+            rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
+            https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
+            pools=(*self._pools.values(), *self._more),
+            authorizers=tuple(authorizers),
+            workers=_within(("server", "workers"), server.workers or len(os.sched_getaffinity(0)), 1, 1024),
+            http=_installed("http", server.http, ("auto", "httptools", "h11")),
+            loop=_installed("loop", server.loop, ("auto", "uvloop", "asyncio")),
+            debug=server.debug,
+            access_log=server.access_log if server.access_log in ("-", "off") else self._path(server.access_log),
+            error_log=server.error_log if server.error_log == "-" else self._path(server.error_log),
+            log_format=_one_of(("server", "log_format"), server.log_format, ("combined", "json")),
+            pid_file=self._path(server.pid_file) if server.pid_file else "",
+            temp_dir=self._temp_dir(server.temp_dir),
+            tls=self._tls(document),
+            max_programs=_within(("server", "max_programs"), server.max_programs, 1, 999_999),
+            timeouts=self._timeouts(document),
+            limits=limits,
+        )
+
+    def _path(self, text: str) -> str:
+        return os.path.normpath(os.path.join(self._directory, os.path.expanduser(text)))
+
+    def _temp_dir(self, text: str) -> str:
+        path = self._path(text) if text else ""
+        if path and not (os.path.isdir(path) and os.access(path, os.W_OK)):
+            raise Mistake(("server", "temp_dir"), f"{path} is no directory that can be written to; create it")
+        return path
+
+    def _timeouts(self, document: Document) -> Timeouts:
+        given = {}
+        for name in ("header", "body", "send", "keepalive", "script", "queue", "kill", "stop"):
+            where: Where = ("server", f"{name}_timeout")
+            given[name] = _read(where, seconds, getattr(document.server, f"{name}_timeout"))
+            if not given[name]:
+                raise Mistake(where, "a time above 0; every wait has its end")
+        return Timeouts(**given)
+
+    def _tls(self, document: Document) -> Tls | None:
+        if not document.tls:
+            return None
+        certificate = self._path(document.tls.certificate)
+        files = Tls(certificate, self._path(document.tls.key) if document.tls.key else certificate)
+        try:
+            server_context(files)
+        except TlsError as error:
+            raise Mistake(("tls", "certificate"), str(error)) from None
+        return files
+
+    # -- pools
+
+    def _pool(self, where: Where, name: str, table: Mapping[str, Any]) -> Pool:
+        try:
+            config = read_pool(name, table)
+        except ConfigError as error:
+            raise _mistake_of_pool(where, error) from None
+        if config.max_children > MOST:
+            raise Mistake((*where, "max_children"), f"{config.max_children}: at most {MOST} for one pool")
+        path = os.path.join(self._sockets, f"{len(self._pools)}-{name[:32]}.sock")
+        address = config.listen or Address(path=path)
+        directives = [
+            f"{key_of(key)}={_plain(value)}" for key, value in flattened(table) if key_of(key) not in _NO_DIRECTIVES
+        ]
+        if config.pm == "dynamic" and "pm" not in map(key_of, table):
+            directives.append("pm=dynamic")
+        server = FastCgiServer(name, address, config.max_children)
+        env = tuple(config.env.items())
+        return self._checked(where, Pool(server, config.command, env, tuple(directives), config.app))
+
+    def _checked(self, where: Where, pool: Pool) -> Pool:
+        try:
+            check_pool(pool)
+        except ConfigError as error:
+            raise _mistake_of_pool(where, error) from None
+        return pool
+
+    # -- routes
+
+    def _route(self, where: Where, keys: RouteKeys) -> Route:
+        prefix = keys.path if keys.path.endswith("/") else keys.path + "/"
+        if trouble := prefix_trouble(prefix):
+            raise Mistake((*where, "path"), f"{trouble}; write, say, /cgi-bin/")
+        for at, host in enumerate(keys.hosts):
+            if not _HOST.fullmatch(host):
+                raise Mistake((*where, "hosts", at), f"{host!r} is no name of a host; write, say, www.example.org")
+        for at, method in enumerate(keys.methods):
+            if not _METHOD.fullmatch(method):
+                raise Mistake((*where, "methods", at), f"{method!r} is no method; write, say, GET")
+        return Route(
+            prefix,
+            self._mount(where, prefix, keys),
+            _redirect(where, keys),
+            tuple(keys.hosts),
+            tuple(keys.methods),
+            keys.internal,
+            self._try_files(where, keys),
+            _headers((*where, "headers"), keys.headers),
+            _error_pages((*where, "error_pages"), keys.error_pages),
+            self._path(keys.sendfile_root) if keys.sendfile_root else "",
+        )
+
+    def _mount(self, where: Where, prefix: str, keys: RouteKeys) -> Mount | None:
+        answers = [name for name in ("cgi", "root", "fastcgi", "redirect") if getattr(keys, name)]
+        if not answers:
+            raise Mistake(where, "what answers is missing; write cgi, root, fastcgi or redirect")
+        if len(answers) > 1 and answers != ["root", "fastcgi"]:
+            raise Mistake((*where, answers[1]), f"{answers[0]} answers already; keep one of them")
+        env = _env((*where, "env"), keys.env)
+        if keys.cgi:
+            return self._cgi(where, prefix, keys, env)
+        for name in ("warm", "preload", "kill_group"):
+            if getattr(keys, name):
+                raise Mistake((*where, name), "goes with cgi alone")
+        if keys.redirect:
+            return None
+        if not keys.fastcgi:
+            raise Mistake((*where, "root"), "files without programs are not served yet; add fastcgi and extensions")
+        server = self._server((*where, "fastcgi"), keys.fastcgi, prefix, keys.connections)
+        if not keys.root:
+            if keys.extensions:
+                raise Mistake((*where, "extensions"), "goes with root: without it the whole prefix is one application")
+            return FastCgiMount(prefix, server, env, keys.pass_authorization)
+        if not keys.extensions:
+            raise Mistake((*where, "extensions"), 'missing: which files does fastcgi run? write, say, [".php"]')
+        for at, extension in enumerate(keys.extensions):
+            if not _EXTENSION.fullmatch(extension):
+                raise Mistake((*where, "extensions", at), f"{extension!r} is none; write, say, .php")
+        root = self._existing((*where, "root"), keys.root)
+        index, extensions = tuple(keys.index), tuple(keys.extensions)
+        return SiteMount(
+            prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization
+        )
+
+    def _existing(self, where: Where, text: str) -> str:
+        path = self._path(text)
+        if trouble := directory_trouble(path):
+            raise Mistake(where, trouble)
+        return path
+
+    def _cgi(self, where: Where, prefix: str, keys: RouteKeys, env: tuple[tuple[str, str], ...]) -> CgiMount:
+        warm = {True: "warm", False: "", "warm": "warm", "require": "require", "reuse": "reuse"}.get(keys.warm)
+        if warm is None:
+            raise Mistake((*where, "warm"), f'{keys.warm!r}: write true, "require" or "reuse"')
+        if keys.preload and not warm:
+            raise Mistake((*where, "preload"), "goes with warm, which keeps interpreters that have modules ready")
+        for at, module in enumerate(keys.preload):
+            if not _MODULE.fullmatch(module):
+                raise Mistake((*where, "preload", at), f"{module!r} is no name of a module; write, say, numpy")
+        mount = CgiMount(
+            prefix,
+            self._existing((*where, "cgi"), keys.cgi),
+            env,
+            keys.follow_links,
+            keys.pass_authorization,
+            keys.kill_group,
+            warm,
+            tuple(keys.preload),
+        )
+        return replace(mount, reuse=self._reuse(where, mount)) if warm == "reuse" else mount
+
+    def _reuse(self, where: Where, mount: CgiMount) -> tuple[Any, ...]:
+        """Add the pools that run a directory's scripts; return which runs those of which interpreter."""
+        found = []
+        for recipe in recipes_below(mount.directory, mount_variables(b"", mount.env).get(b"PATH", b"")):
+            name = f"{mount.prefix.strip('/').replace('/', '-') or 'root'}-{len(self._more) + 1}"
+            path = os.path.join(self._sockets, f"reuse-{len(self._more)}.sock")
+            command = (*map(os.fsdecode, recipe.arguments), RUNTIME, "--runner", "scripts")
+            server = FastCgiServer(name, Address(path=path), max(2 * len(os.sched_getaffinity(0)), 4))
+            self._more.append(self._checked(where, Pool(server, command, mount.env)))
+            found.append((recipe, server))
+        return tuple(found)
+
+    def _server(self, where: Where, text: str, name: str, connections: int) -> FastCgiServer:
+        kind, _, rest = text.partition(":")
+        if kind == "pool":
+            if rest not in self._pools:
+                known = ", ".join(self._pools) or "none"
+                raise Mistake(where, f"there is no pool {rest!r}; there are: {known}")
+            if connections:
+                raise Mistake((*where[:-1], "connections"), "goes with a server that is no pool of ours")
+            return self._pools[rest].server
+        if kind not in ("unix", "tcp"):
+            raise Mistake(where, f"{text!r} is no address; write pool:NAME, unix:PATH or tcp:HOST:PORT")
+        address = _address(where, text)
+        try:
+            resolve(address)
+        except OSError as error:
+            raise Mistake(where, f"the host is not known ({error.strerror})") from None
+        return FastCgiServer(name, address, _within((*where[:-1], "connections"), connections, 0, MOST))
+
+    def _try_files(self, where: Where, keys: RouteKeys) -> tuple[str, ...]:
+        where = (*where, "try_files")
+        if not keys.try_files:
+            return ()
+        if not (keys.root or keys.cgi):
+            raise Mistake(where, "goes with root or cgi: where else would the files be?")
+        *candidates, last = keys.try_files
+        for at, candidate in enumerate(candidates):
+            if not candidate.startswith("$path") and not candidate.startswith("/"):
+                raise Mistake((*where, at), f"{candidate!r}: write $path, $path/, $path.html, or a path from the root")
+        if not re.fullmatch(r"=[45][0-9]{2}|/.*", last):
+            raise Mistake((*where, len(candidates)), f"{last!r}: the last is a path of the server, or =404")
+        return tuple(keys.try_files)
+
+    def _refuse_same(self, routes: Iterable[Route]) -> None:
+        seen: dict[tuple[str, tuple[str, ...], tuple[str, ...]], int] = {}
+        for number, route in enumerate(routes):
+            for host in route.hosts or ("",):
+                for method in route.methods or ("",):
+                    key = route.prefix, (host.lower(),), (method,)
+                    if key in seen:
+                        raise Mistake(
+                            ("routes", number, "path"), f"the same as of routes[{seen[key] + 1}], which always wins"
+                        )
+                    seen[key] = number
+
+
+def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:
+    """Return what the pool's own reader says, without the place that it names."""
+    place, _, words = str(error).partition(": ")
+    key = place.split(" = ")[0].removeprefix(f"pools.{where[1]}").strip(".")
+    value = f"{place.partition(' = ')[2]}: " if " = " in place else ""
+    return Mistake((*where, *key.split(".")) if key else where, value + words)
+
+
+def _redirect(where: Where, keys: RouteKeys) -> Redirect | None:
+    if not keys.redirect:
+        return None
+    if keys.redirect.status not in _SENT:
+        raise Mistake((*where, "redirect", "status"), f"{keys.redirect.status}: write 301, 302, 303, 307 or 308")
+    return Redirect(_target((*where, "redirect", "to"), keys.redirect.to), keys.redirect.status)
+
+
+def _rewrite(where: Where, keys: RewriteKeys) -> Rewrite:
+    try:
+        re.compile(keys.match)
+    except re.error as error:
+        raise Mistake((*where, "match"), f"no regular expression: {error}") from None
+    if keys.status not in (0, *_SENT):
+        raise Mistake((*where, "status"), f"{keys.status}: write 0, 301, 302, 303, 307 or 308")
+    if not keys.status and not keys.to.startswith("/"):
+        raise Mistake((*where, "to"), f"{keys.to!r}: within the server it is a path; for another place give a status")
+    return Rewrite(keys.match, _target((*where, "to"), keys.to), tuple(keys.hosts), keys.status)
+
+
+def _target(where: Where, text: str) -> str:
+    if not text or not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise Mistake(where, f"{text!r}: a path or URL, its special characters as %XX")
+    return text
+
+
+def _headers(where: Where, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    for name, value in headers.items():
+        if not _FIELD.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+            raise Mistake((*where, name), "no field of a response: a name, and a value without line ends")
+        if name.lower() in ("content-length", "transfer-encoding", "connection", "date"):
+            raise Mistake((*where, name), "is the server's own to say")
+    return tuple(headers.items())
+
+
+def _error_pages(where: Where, pages: Mapping[str, str]) -> tuple[tuple[int, str], ...]:
+    for status, path in pages.items():
+        if not re.fullmatch(r"[45][0-9]{2}", status):
+            raise Mistake((*where, status), "an error is from 400 to 599")
+        if not path.startswith("/"):
+            raise Mistake((*where, status), f"{path!r}: a path of this server, as /errors/404.html")
+    return tuple((int(status), path) for status, path in pages.items())
+
+
+def _env(where: Where, env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    for name, value in env.items():
+        if not _VARIABLE.fullmatch(name):
+            raise Mistake((*where, name), "no name of a variable")
+        if "\0" in value:
+            raise Mistake((*where, name), "there is a NUL in it")
+    return tuple(env.items())
+
+
+def _address(where: Where, text: str) -> Address:
+    try:
+        return Address.parse(text.removeprefix("tcp:"))
+    except AddressError as error:
+        raise Mistake(where, str(error)) from None
+
+
+def _read(where: Where, reader: Callable[[Any], _Value], value: object) -> _Value:
+    try:
+        return reader(value)
+    except ValueError as error:
+        raise Mistake(where, f"{value!r} is not {error}") from None
+
+
+def _within(where: Where, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise Mistake(where, f"{value}: a number from {low} to {high}")
+    return value
+
+
+def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise Mistake(where, f"{value!r}: one of {', '.join(choices)}")
+    return value
+
+
+def _installed(name: str, value: str, choices: tuple[str, ...]) -> str:
+    where: Where = ("server", name)
+    _one_of(where, value, choices)
+    try:
+        if name == "http":
+            reader_class(value)
+        elif value == "uvloop":
+            import uvloop  # noqa: F401, PLC0415
+    except ImportError:
+        raise Mistake(where, f"{value} is not installed; pip install {value}, or use auto") from None
+    return value
+
+
+def _plain(value: object) -> str:
+    """Return a pool's value as its command line takes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+

@@ -1,0 +1,158 @@
+"""From a request to the handler that answers it: rewritten, asked about, routed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.exchange import Exchange
+from gateway.fault import Fault
+from gateway.handlers.authorizer import Authorizer
+from gateway.http.response import METHODS
+from gateway.routes import Endpoint, Rewriter, RouteTable, expand, host_of
+from gateway.routing import BadPath, Match, Router, normalise
+from gateway.settings import CgiMount, Settings, SiteMount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Redirects within the server for one request (RFC 3875 leaves the number open; Apache LimitInternalRecursion 10).
+REDIRECTS = 10
+
+
+class Handler(Protocol):
+    """One way to answer requests."""
+
+    def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
+        """Answer `exchange`, whose path has `segments` below the handler's prefix."""
+
+
+class Dispatcher:
+    """Everything that decides who answers."""
+
+    def __init__(
+        self, settings: Settings, endpoints: Iterable[Endpoint[Handler]], guards: Iterable[tuple[str, Authorizer]]
+    ) -> None:
+        """Take the routes with their handlers, and prefixes with who is asked before anything below is served."""
+        self._table = RouteTable(endpoints)
+        guarded = list(guards)
+        self._guards = Router(guarded) if guarded else None
+        self._rewriter = Rewriter(settings.rewrites) if settings.rewrites else None
+        self._https_port = settings.https_port
+
+    def answer(self, exchange: Exchange) -> None:
+        """Answer a request of a client."""
+        method = exchange.request.method
+        if method == b"TRACE":
+            exchange.fail(Fault(405, "TRACE is not allowed", allow=METHODS))
+        elif exchange.request.path == b"*":
+            exchange.respond(200, [(b"Allow", METHODS.encode())], b"")
+        elif self._https_port and b"HTTPS" not in exchange.variables:
+            self._to_https(exchange)
+        else:
+            self.route(exchange, 0)
+
+    def _to_https(self, exchange: Exchange) -> None:
+        host = host_of(exchange.request)
+        if not host:
+            exchange.fail(Fault(400, "this is served by https, and the request names no host to go to"))
+            return
+        port = b"" if self._https_port == 443 else b":%d" % self._https_port
+        # The method stays (RFC 9110 section 15.4.9).
+        exchange.respond(308, [(b"Location", b"https://" + host + port + exchange.request.target)], b"")
+
+    def route(self, exchange: Exchange, redirects: int) -> None:
+        """Hand `exchange` to what its path leads to, after so many redirects within the server."""
+        try:
+            if self._rewriter and not redirects:
+                rewritten = self._rewriter.apply(exchange.request, normalise(exchange.request.path).decoded)
+                if rewritten:
+                    self._follow_rewrite(exchange, *rewritten)
+                    return
+            if self._guards and self._is_asked(exchange, self._guards, redirects):
+                return
+            match = self._table.match(exchange.request)
+        except BadPath as bad:
+            exchange.fail(Fault(400, str(bad)))
+            return
+        if match is None:
+            exchange.fail(Fault(404, "nothing is mounted there"))
+        elif match.target.is_plain and exchange.policy is None:
+            match.target.handler.answer(exchange, match.rest, match.is_directory, redirects)
+        else:
+            self._answer_by(exchange, match, redirects)
+
+    def _is_asked(self, exchange: Exchange, guards: Router[Authorizer], redirects: int) -> bool:
+        """Ask the Authorizer of the path, unless there is none or it has let the request pass; raise BadPath."""
+        guard = guards.match(exchange.request.path)
+        if not guard or (exchange.granted and exchange.granted.by is guard.target):
+            return False
+        guard.target.ask(exchange, redirects)
+        return True
+
+    def _follow_rewrite(self, exchange: Exchange, target: bytes, status: int) -> None:
+        if status:
+            exchange.respond(status, [(b"Location", target)], b"")
+        else:
+            self.go_on(exchange, target, 0)
+
+    def go_on(self, exchange: Exchange, target: bytes, redirects: int) -> None:
+        """Have another path of this server answer the same request, the next after `redirects` of them."""
+        if redirects >= REDIRECTS:
+            exchange.fail(Fault(500, f"the request was sent on within the server for the {REDIRECTS + 1}th time"))
+            return
+        path, _, query = target.partition(b"?")
+        exchange.request = replace(exchange.request, path=path, query=query, notes={})
+        self.route(exchange, redirects + 1)
+
+    def _answer_by(self, exchange: Exchange, match: Match[Endpoint[Handler]], redirects: int) -> None:
+        """Answer by a route with conditions."""
+        request = exchange.request
+        endpoint = match.target.for_method(request.method)
+        if isinstance(endpoint, str):
+            exchange.fail(Fault(405, f"{request.method.decode('latin-1')} has no route there", allow=endpoint))
+            return
+        route = endpoint.route
+        if route.internal and not redirects:
+            exchange.fail(Fault(404, "the route is internal"))
+            return
+        exchange.policy = endpoint.policy
+        if route.redirect:
+            location = expand(route.redirect.to, request, match.path.decoded, [])
+            exchange.respond(route.redirect.status, [(b"Location", location)], b"")
+        elif route.try_files:
+            self._try_files(exchange, endpoint, match, redirects)
+        else:
+            endpoint.handler.answer(exchange, match.rest, match.is_directory, redirects)
+
+    def _try_files(
+        self, exchange: Exchange, endpoint: Endpoint[Handler], match: Match[Endpoint[Handler]], redirects: int
+    ) -> None:
+        """Answer by the first of the route's files that is there, else by its last resort."""
+        mount = endpoint.route.mount
+        assert isinstance(mount, CgiMount | SiteMount)
+        below = b"/".join(match.rest)
+        *candidates, last = endpoint.route.try_files
+        for candidate in candidates:
+            path = candidate.encode().replace(b"$path", below)
+            segments = tuple(segment for segment in path.split(b"/") if segment)
+            is_directory = path.endswith(b"/") or not segments
+            if not any(b"/" in segment for segment in match.rest) and _is_there(
+                os.fsencode(mount.directory) + b"/" + b"/".join(segments), is_directory
+            ):
+                endpoint.handler.answer(exchange, segments, is_directory, redirects)
+                return
+        if last.startswith("="):
+            exchange.fail(Fault(int(last[1:]), "none of the route's files is there"))
+        else:
+            self.go_on(exchange, expand(last, exchange.request, match.path.decoded, []), redirects)
+
+
+def _is_there(path: bytes, is_directory: bool) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(mode) if is_directory else stat.S_ISREG(mode)
