@@ -318,12 +318,20 @@ class Master:
 
     def _fork(self, serve: Callable[[], None]) -> int:
         """Return the pid of a child that runs `serve` and nothing else."""
-        pid = os.fork()
+        # A signal for the child must not come while its handler is the master's: that tells the master.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if pid:
             return pid
         status = 1
         try:
             self._forget()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             serve()
             status = 0
         except BaseException:

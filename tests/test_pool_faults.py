@@ -1,7 +1,7 @@
 """Faults under load: killed and stopped workers, managers and fronts, reloads, full and broken pools, random records.
 
-Each test has a short form of a few seconds, and a long one: ``make faults``. The clients are real and count
-what they get; nothing is decided by how long something took.
+Each test has a short form of a few seconds, and a long one: ``make faults``. The clients are real and count what they
+get; nothing is decided by how long something took.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.pool_load import (
     family,
     front,
     hold_all,
+    managers,
     site,
 )
 from tests.pool_support import RunningPool, ask, connect, start_pool, variables
@@ -219,18 +220,6 @@ def _lives(pid: int) -> bool:
 def _start_again(programs: Path, pool: RunningPool) -> RunningPool:
     more = ["--chdir", str(programs), "--app", "answer_wsgi:application"]
     return start_pool("--children", "3", *more, directory=pool.directory)
-
-
-def managers(server: Server) -> list[int]:
-    """Return the pids of the managers that a front has started."""
-    return [pid for pid in children(server.pid) if b"\0-m\0fcgi_pool\0" in _command_line(pid)]
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def test_a_manager_of_the_front_that_is_killed_comes_back(programs: Path) -> None:
