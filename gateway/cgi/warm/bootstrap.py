@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 _SOL_SOCKET = _socket.SOL_SOCKET
 _SCM_RIGHTS = 1
 _PR_SET_NAME = 15
-_CLONE_PARENT = 0x8000
-_SIGCHLD = 17
+_CLONE_FLAGS = 0x8000 | 17  # CLONE_PARENT, SIGCHLD
 _PIECE = 64 * 1024
 # Scripts whose code is kept; the oldest is dropped.
 _SCRIPTS = 256
@@ -150,7 +149,7 @@ def _settle() -> None:
 def _fork(control: _socket.socket, clone: int) -> _socket.socket | None:
     """Fork a child; return its connection there, None here."""
     _before_fork()
-    pid = _syscall(clone, _CLONE_PARENT | _SIGCHLD, 0, 0, 0, 0)
+    pid = _syscall(clone, _CLONE_FLAGS, 0, 0, 0, 0)
     if pid:
         _after_parent()
         if pid < 0:
@@ -285,8 +284,7 @@ def _set_environment(text: bytes) -> None:
     """Put `text`, NAME=VALUE and NUL each, in place of the environment, Python's and the C library's."""
     if _coerced and b"\0LC_CTYPE=" not in b"\0" + text:
         text += _coerced
-    pairs = text.split(b"\0")
-    pairs.pop()
+    pairs = text.split(b"\0")[:-1]
     # The C library takes an environment that somebody else has laid out (environ(7)): one table, no copies.
     address = id(text) + _BYTES_AT
     addresses = bytearray()
@@ -390,6 +388,8 @@ def _become_main(script: _Script) -> ModuleType:
         sys.orig_argv[-len(_words) :] = [name]
     if _HAS_SCRIPT_DIRECTORY:
         sys.path[0] = script.directory
+    if "threading" in sys.modules:
+        sys.modules["threading"]._main_thread._native_id = os.getpid()
     main = sys.modules["__main__"] = type(sys)("__main__")
     space = main.__dict__
     space["__loader__"] = _Loader("__main__", name)
