@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 JOBS ?= 4
 TESTS ?= tests
 # Those that start CGI programs; with --warm, which may not make a difference to any of them.
-WARM_TESTS ?= $(patsubst %,tests/test_%.py,access_log cgi_output cgi_variables clients explain git hostile load perl \
+WARM_TESTS ?= $(patsubst %,tests/test_%.py,access_log cgi_output cgi_variables clients explain git hostile perl \
 	processes programs review smoke transfers)
 
 .PHONY: run venv test lint bench load fuzz faults clean
