@@ -6,6 +6,9 @@ BIN = $(VENV)/bin
 # Test processes at once; the tests wait for processes more than they compute.
 JOBS ?= 4
 TESTS ?= tests
+# Those that start CGI programs; with --warm, which may not make a difference to any of them.
+WARM_TESTS ?= $(patsubst %,tests/test_%.py,access_log cgi_output cgi_variables clients explain git hostile perl \
+	processes programs review smoke transfers)
 
 .PHONY: run venv test lint bench load fuzz faults clean
 
@@ -21,6 +24,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 test: venv
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+ifeq ($(TESTS),tests)
+	$(BIN)/python -m pytest -n $(JOBS) --warm $(WARM_TESTS)
+endif
 
 lint: venv
 	$(BIN)/ruff check gateway fcgi_pool bench tests cgi-bin examples

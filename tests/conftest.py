@@ -8,11 +8,20 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import support
 from tests.support import Server, start_server
 
 # How long a case takes says more about the machine than about the code.
 settings.register_profile("gateway", deadline=None)
 settings.load_profile("gateway")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--warm", action="store_true", help="start each server that has a CGI directory with --warm")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    support.is_warm = config.getoption("--warm")
 
 
 @pytest.fixture

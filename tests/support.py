@@ -23,6 +23,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # How long a test waits for an event that must come: a guard against hanging, never a measurement.
 PATIENCE = 30.0
+# Whether servers with a CGI directory run warm what they can: `pytest --warm`.
+is_warm = False
 
 
 def need(*programs: str) -> None:
@@ -185,12 +187,14 @@ class Server:
 
         def idle() -> str:
             processes = children(self.pid)
-            if set(self.processes()) != set(processes):
-                return f"processes left: {set(self.processes()) - set(processes)}"
+            warm = {pid: warm_processes(pid) for pid in processes}
+            left = set(self.processes()) - set(processes).union(*warm.values())
+            if left:
+                return f"processes left: {[(pid, command(pid)) for pid in left]}"
             if any(state(pid) == "Z" for pid in processes):
                 return "zombies left"
             for pid, count in self._baseline.items():
-                if pid in processes and descriptors(pid) > count:
+                if pid in processes and descriptors(pid) > count + _held_for(warm[pid]):
                     return f"descriptors left in {pid}: {count} at first, now {descriptors(pid)}: {links(pid)}"
             left = list(self.temp_dir.iterdir())
             return f"temporary files left: {left}" if left else ""
@@ -248,6 +252,8 @@ def start_server(
     arguments = [*(prefix or []), sys.executable, "-m", "gateway", "--workers", str(workers)]
     if cgi_dir is not None:
         arguments += ["--cgi-dir", str(cgi_dir)]
+    if is_warm and "--cgi-dir" in (*arguments, *options) and "--warm" not in options:
+        arguments += ["--warm"]
     if listen:
         arguments += ["--listen", listen]
     arguments += ["--temp-dir", str(temp_dir), "--access-log", access_log, *options]
@@ -390,6 +396,39 @@ def descendants(parent: int) -> set[int]:
     while new := {pid for pid, above in parents.items() if above in new}:
         found |= new
     return found
+
+
+def command(pid: int) -> str:
+    """Return a process's command line, '' for none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="backslashreplace").strip()
+    except OSError:
+        return ""
+
+
+def warm_processes(spawner: int) -> set[int]:
+    """Return the pids of a spawner's warm interpreters, of their trials and of the children that wait for a request.
+
+    A child is one of its scripts as soon as it has that request's stdout and stderr; before, both are one pipe.
+    """
+    return {pid for pid in descendants(spawner) if "/cgi/warm/bootstrap." in command(pid) and _is_without_request(pid)}
+
+
+def warm_interpreters(spawner: int) -> set[int]:
+    """Return the pids of a spawner's warm interpreters: they hold the socket over which they are asked for children."""
+    return {pid for pid in warm_processes(spawner) if pid in children(spawner) and _inode(f"/proc/{pid}/fd/4")}
+
+
+def _is_without_request(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/1") == os.readlink(f"/proc/{pid}/fd/2")
+    except OSError:
+        return False
+
+
+def _held_for(warm: set[int]) -> int:
+    """Return how many descriptors a spawner holds for its warm processes: one each, and what an interpreter says."""
+    return len(warm) + sum(bool(_inode(f"/proc/{pid}/fd/4")) for pid in warm)
 
 
 def members(session: int) -> list[int]:
