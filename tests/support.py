@@ -247,8 +247,9 @@ def start_server(
     prefix: list[str] | None = None,
     wait: bool = True,
     user: int | None = None,
+    config: Path | None = None,
 ) -> Server:
-    """Start a server; see the fixture `serve`."""
+    """Start a server; see the fixture `serve`. `config`: a file that stands for all the options."""
     arguments = [*(prefix or []), sys.executable, "-m", "gateway", "--workers", str(workers)]
     if cgi_dir is not None:
         arguments += ["--cgi-dir", str(cgi_dir)]
@@ -257,6 +258,8 @@ def start_server(
     if listen:
         arguments += ["--listen", listen]
     arguments += ["--temp-dir", str(temp_dir), "--access-log", access_log, *options]
+    if config:
+        arguments = [sys.executable, "-m", "gateway", "--config", str(config)]
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,

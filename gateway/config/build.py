@@ -369,7 +369,7 @@ def _address(where: Where, text: str) -> Address:
     try:
         return Address.parse(text.removeprefix("tcp:"))
     except AddressError as error:
-        raise Mistake(where, str(error)) from None
+        raise Mistake(where, f"{text!r}: {error}") from None
 
 
 def _read(where: Where, reader: Callable[[Any], _Value], value: object) -> _Value:

@@ -58,7 +58,7 @@ class Tls(Struct, forbid_unknown_fields=True, kw_only=True):
     key: Annotated[str, _key("its private key; in the same file", "ssl_certificate_key")] = ""
 
 
-class RedirectTo(Struct, forbid_unknown_fields=True, kw_only=True):
+class Redirect(Struct, forbid_unknown_fields=True, kw_only=True):
     """An answer that sends the client elsewhere."""
 
     to: Annotated[str, _key("where to; with $host, $uri, $path, and the query unless there is one", "return 301 URL")]
@@ -95,7 +95,7 @@ class Route(Struct, forbid_unknown_fields=True, kw_only=True):
         default_factory=lambda: ["index.php", "index.html"]
     )
     connections: Annotated[int, _key("to a server that is no pool of ours: how many it can serve at once")] = 0
-    redirect: Annotated[RedirectTo | None, _key("the client is sent elsewhere", "return")] = None
+    redirect: Annotated[Redirect | None, _key("the client is sent elsewhere", "return")] = None
     try_files: Annotated[
         list[str], _key("$path, $path/, $path.html …: the first that is there; last a path or =404", "try_files")
     ] = field(default_factory=list)
