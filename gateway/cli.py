@@ -31,6 +31,7 @@ from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
+from gateway.privileges import UnknownAccount, account_of, for_account, own_logs
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -84,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (options.config or options.pool or options.php or options.warm == "reuse"):
             return _serve(read_settings(options))
         with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
-            return _serve(read_settings(options, sockets))
+            settings = read_settings(options, sockets)
+            if settings.account:
+                settings.account.own(sockets)
+            return _serve(settings)
     except (UsageError, ConfigFileError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
@@ -112,6 +116,10 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
     for text in options.php:
         mounts.append(_php(text, env, options, sockets, pools))
     _check_pools(pools, options.pool_set)
+    try:
+        account = account_of(options.user, options.group)
+    except UnknownAccount as error:
+        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
@@ -124,7 +132,8 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         listen=tuple(listen),
         routes=tuple(Route(mount.prefix, mount) for mount in mounts),
         shows_index=True,
-        pools=tuple(pools),
+        pools=tuple(for_account(pool, account) for pool in pools),
+        account=account,
         authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
         http=options.http,
@@ -164,6 +173,7 @@ def _keep_descriptors() -> None:
 def _serve(settings: Settings) -> int:
     error_log = _opened("--error-log", lambda: ErrorLog(settings.error_log))
     _opened("--access-log", lambda: LogFile(settings.access_log, 1).close())
+    own_logs(settings)
     listeners: list[socket.socket] = []
     try:
         for address in settings.listen:

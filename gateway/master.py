@@ -31,6 +31,7 @@ from gateway.diagnosis import exit_word
 from gateway.error_log import ErrorLog
 from gateway.fastcgi.tokens import Share, Tokens
 from gateway.pools import become_manager, start_and_wait
+from gateway.privileges import AS_ROOT, own_logs
 from gateway.settings import CgiMount, Pool, Settings
 from gateway.supervision import Restarts
 
@@ -111,6 +112,8 @@ class Master:
         return 0
 
     def _announce(self) -> None:
+        if not os.geteuid() and not self._settings.account:
+            self._log.warning(AS_ROOT)
         scheme = "https" if self._settings.tls else "http"
         for listener in self._listeners:
             name = listener.getsockname()
@@ -142,6 +145,7 @@ class Master:
                 self._drain()
             elif number == signal.SIGUSR1:
                 self._log.reopen()
+                own_logs(self._settings)
                 self._tell_workers(front.REOPEN)
         self._reap()
 
@@ -355,7 +359,7 @@ class Master:
     def _be_worker(self, number: int, control: socket.socket, roll: Roll) -> None:
         _die_with_parent(self._pid)
         shares = {server: Share(tokens, number) for server, tokens in self._tokens.items()}
-        front.run_worker(self._settings, self._listeners, control, roll, shares)
+        front.run_worker(self._settings, self._listeners, control, roll, shares, self._pid)
 
     def _be_pool(self, pool: Pool, ready: int) -> None:
         for listener in self._listeners:
@@ -367,6 +371,8 @@ class Master:
         worker_end.close()
         for listener in self._listeners:
             listener.close()
+        if self._settings.account:
+            self._settings.account.become(self._settings.no_new_privileges)
         Spawner(to_worker, roll, self._settings.timeouts.kill, _warm_mounts(self._settings)).run()
 
 

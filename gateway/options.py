@@ -100,6 +100,8 @@ def _add_logs(add: _Add) -> None:
     add("--access-log", metavar="PATH", default="-", help="a path, - for standard output, or off (default -)")
     add("--error-log", metavar="PATH", default="-", help="a path, or - for standard error (default -)")
     add("--log-format", choices=("combined", "json"), default="combined", help="of the access log")
+    add("--user", metavar="USER", default="", help="whom workers and programs run as, if started by root")
+    add("--group", metavar="GROUP", default="", help="and with which group (default: the user's)")
     add("--pid-file", metavar="PATH", default="", help="holds the master's pid while it serves")
     add("--temp-dir", metavar="DIR", default="", help="for large bodies (default: the system's, see TMPDIR)")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fcgi_pool.listener import Address
 from gateway.cgi.warm.shebang import Recipe
 from gateway.http.limits import Limits
+from gateway.privileges import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,9 @@ class Settings:
     rewrites: tuple[Rewrite, ...] = ()
     # Whether "/" shows what is mounted, if nothing is mounted there.
     shows_index: bool = False
+    # Whom workers and programs run as; None: as the server was started.
+    account: Account | None = None
+    no_new_privileges: bool = False
     # Requests that did not come over TLS are sent to this port by https; 0: they are answered.
     https_port: int = 0
     pools: tuple[Pool, ...] = ()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from fcgi_pool.process import die_with
 from gateway.access_log import AccessLog
 from gateway.body import Body, start_disk_thread
 from gateway.cgi.launcher import Launcher
@@ -338,8 +339,9 @@ def run_worker(
     control: socket.socket,
     roll: Roll,
     shares: Mapping[FastCgiServer, Share],
+    parent: int,
 ) -> None:
-    """Be a front worker, in a process of its own."""
+    """Be a front worker, in a process of its own that ends with `parent`."""
     renew_ids()
     # The terminal's INT and QUIT go to the whole group; what they mean is the master's to say.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
@@ -347,4 +349,9 @@ def run_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    Worker(settings, listeners, control, roll, shares).run()
+    worker = Worker(settings, listeners, control, roll, shares)
+    if settings.account:
+        # Logs are open and keys read. The kernel forgets at this whose death ends the process (prctl(2)).
+        settings.account.become(settings.no_new_privileges)
+        die_with(parent)
+    worker.run()

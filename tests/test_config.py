@@ -63,7 +63,7 @@ MISTAKES = [
     (ROUTE + 'error_pages = { 404 = "x" }\n', r":4: routes\[1\]\.error_pages\.404: 'x': a path of this server"),
     (ROUTE + 'try_files = ["x", "/y"]\n', r":4: routes\[1\]\.try_files\[1\]: 'x': write \$path"),
     (ROUTE + 'try_files = ["$path"]\n', r":4: routes\[1\]\.try_files\[1\]: '\$path': the last is a path"),
-    ('[[routes]]\npath = "/"\nfastcgi = "pool:x"\n', r":3: routes\[1\]\.fastcgi: there is no pool 'x'; there are: none"),
+    ('[[routes]]\npath = "/"\nfastcgi = "pool:x"\n', r":3: routes\[1\]\.fastcgi: there is no pool 'x'; there are:"),
     ('[[routes]]\npath = "/"\nfastcgi = "/run/x"\n', r":3: routes\[1\]\.fastcgi: '/run/x' is no address; write pool:"),
     ('[[routes]]\npath = "/"\nroot = "site"\nfastcgi = "unix:/x"\n', r":1: routes\[1\]\.extensions: missing: which"),
     ('[[routes]]\npath = "/"\nredirect = { to = "/x", status = 200 }\n', r":3: routes\[1\]\.redirect\.status: 200:"),

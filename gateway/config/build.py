@@ -23,6 +23,7 @@ from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
+from gateway.privileges import Account, UnknownAccount, account_of, for_account
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -84,13 +85,16 @@ class _Builder:
                 asked = self._server((*where, "authorizer"), keys.authorizer, routes[-1].prefix, 0)
                 authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
         self._refuse_same(routes)
+        account = _account(document)
         limits = Limits(body=_read(("server", "max_body"), size, server.max_body))
         return Settings(
             listen=tuple(_address(("server", "listen", at), text) for at, text in enumerate(server.listen)),
             routes=tuple(routes),
             rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
             https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
-            pools=(*self._pools.values(), *self._more),
+            pools=tuple(for_account(pool, account) for pool in (*self._pools.values(), *self._more)),
+            account=account,
+            no_new_privileges=server.no_new_privileges,
             authorizers=tuple(authorizers),
             workers=_within(("server", "workers"), server.workers or len(os.sched_getaffinity(0)), 1, 1024),
             http=_installed("http", server.http, ("auto", "httptools", "h11")),
@@ -302,6 +306,14 @@ class _Builder:
                             ("routes", number, "path"), f"the same as of routes[{seen[key] + 1}], which always wins"
                         )
                     seen[key] = number
+
+
+def _account(document: Document) -> Account | None:
+    server = document.server
+    try:
+        return account_of(server.user, server.group)
+    except UnknownAccount as error:
+        raise Mistake(("server", "user" if server.user else "group"), str(error)) from None
 
 
 def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:

@@ -28,6 +28,11 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         default_factory=lambda: ["127.0.0.1:8000"]
     )
     workers: Annotated[int | None, _key("front workers; the number of CPUs", "worker_processes")] = None
+    user: Annotated[str, _key("whom workers and programs run as, if started by root", "user")] = ""
+    group: Annotated[str, _key("and with which group; the user's own", "user")] = ""
+    no_new_privileges: Annotated[
+        bool, _key("programs get no more rights by set-user-id bits, which sendmail may need")
+    ] = False
     access_log: Annotated[str, _key("a path, - for standard output, or off", "access_log")] = "-"
     error_log: Annotated[str, _key("a path, or - for standard error", "error_log")] = "-"
     log_format: Annotated[str, _key("combined or json, of the access log", "log_format")] = "combined"

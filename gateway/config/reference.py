@@ -42,8 +42,8 @@ _PARTS: tuple[tuple[str, str, type[msgspec.Struct]], ...] = (
     (
         "[[routes]]",
         "Of the routes that fit a request the one with the longest prefix is taken; of these the one with the closest\n"
-        "host, its own name before a wildcard before none; of these the first whose method it is. Where only the method\n"
-        "fits none, the answer is 405.",
+        "host, its own name before a wildcard before none; of these the first whose method it is. Where only the\n"
+        "method fits none, the answer is 405.",
         Route,
     ),
     ("redirect, of a route", "", Redirect),
