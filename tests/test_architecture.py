@@ -52,7 +52,13 @@ def test_the_pool_never_imports_the_gateway() -> None:
         ("h11", ["gateway.http.h11_reader"]),
         ("httptools", ["gateway.http.httptools_reader"]),
         ("argparse", ["fcgi_pool.cli", "fcgi_pool.runtime.__main__", "gateway.cli", "gateway.options"]),
-        ("ctypes", ["fcgi_pool.process", "fcgi_pool.runtime.scripts", "gateway.cgi.warm.bootstrap", "gateway.master", "gateway.privileges"]),
+        (
+            "ctypes",
+            [
+                "fcgi_pool.process", "fcgi_pool.runtime.scripts", "gateway.cgi.warm.bootstrap", "gateway.master",
+                "gateway.privileges",
+            ],
+        ),
         ("marshal", ["gateway.cgi.wire"]),
         ("msgspec", ["gateway.config.keys", "gateway.config.read", "gateway.config.reference"]),
         ("tomllib", ["fcgi_pool.cli", "gateway.config.read"]),

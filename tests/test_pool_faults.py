@@ -272,7 +272,7 @@ def test_a_full_pool_lets_wait_and_then_turns_away(programs: Path, kind: str) ->
 
 
 def _status(pool: RunningPool) -> str:
-    inodes = {os.readlink(f"/proc/{pool.pid}/fd/{name}")[8:-1] for name in os.listdir(f"/proc/{pool.pid}/fd")}
+    inodes = {link[8:-1] for link in links(pool.pid)}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[3] == "0A" and fields[9] in inodes:
