@@ -125,10 +125,10 @@ BEGIN {
                 next if $before{$there};
                 $bad = 1 if _has_our_name($there) || (!$allowed{$there} && !_is_own($INC{$there} // ''));
             }
-            syscall $exit_group, $bad;
+            syscall $exit_group, $bad ? 1 : 42;    # what exits by itself says something else
         }
         waitpid $pid, 0;
-        if ($?) {
+        if ($? != 42 << 8) {
             send $socket, "n $file", 0;
             return;
         }
@@ -247,9 +247,9 @@ BEGIN {
         my @files = grep { !$before{$_} } keys %INC;
         no warnings 'redefine';
         *lib::import = sub {
-            my @here = @INC;
+            my (undef, @directories) = @_;    # which it shifts from @_
             &$import;
-            for my $directory (@_[ 1 .. $#_ ]) {
+            for my $directory (@directories) {
                 for my $file (@files) {
                     _unfit($verb, $path, "$directory/$file is not the $file that was imported ahead")
                         if -e "$directory/$file" && $INC{$file} ne "$directory/$file";
