@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 _RIGHTS = (_socket.SOL_SOCKET, 1)  # SCM_RIGHTS
 _CLONE_FLAGS = 0x8000 | 17  # CLONE_PARENT, SIGCHLD
 _PIECE = 64 * 1024
-# Scripts whose code is kept; the oldest is dropped.
-_SCRIPTS = 256
+_SCRIPTS = 256  # whose code is kept; the oldest is dropped
 # From the first byte of a bytes object to the begin of the object (CPython).
 _BYTES_AT = sys.getsizeof(b"") - 1
 
@@ -162,6 +161,7 @@ def _fork(control: _socket.socket, clone: int) -> _socket.socket | None:
         theirs.close()
         control.close()
     except OSError:
+        _quietly(lambda: control.send(b"e"))
         os._exit(1)
     return ours
 
@@ -189,8 +189,8 @@ def _import_ahead(control: _socket.socket, name: str) -> None:
     if not pid:
         harmless: list[bool] = []
         _quietly(lambda: harmless.append(_is_harmless(name)))
-        os._exit(0 if harmless == [True] else 1)
-    if os.waitpid(pid, 0)[1]:
+        os._exit(42 if harmless == [True] else 1)
+    if os.waitpid(pid, 0)[1] != 42 << 8:  # what exits by itself says something else
         control.send(b"n " + name.encode())
         return
     __import__(name)
