@@ -45,6 +45,7 @@ from gateway.settings import (
     Tls,
 )
 from gateway.tls import TlsError, server_context
+from gateway.trial import run_all
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
@@ -80,14 +81,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(effective(read_settings(options)), end="")
             return 0
-        if options.check:
+        if options.check and not options.run:
             return report(read_settings(options))
-        if not (options.config or options.pool or options.php or options.warm == "reuse"):
+        if options.run and not options.check:
+            raise UsageError("--run: goes with --check, and has it start each program and pool once")
+        if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
             return _serve(read_settings(options))
         with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
             settings = read_settings(options, sockets)
             if settings.account:
                 settings.account.own(sockets)
+            if options.check:
+                failed = report(settings)
+                return run_all(settings) or failed
             return _serve(settings)
     except (UsageError, ConfigFileError) as error:
         print(f"gateway: {error}", file=sys.stderr)
@@ -154,7 +160,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
 def _refuse_others(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Raise UsageError if an option is given that the configuration file stands for."""
     for name, value in vars(options).items():
-        if name not in ("config", "check", "print_config") and value != parser.get_default(name):
+        if name not in ("config", "check", "run", "print_config") and value != parser.get_default(name):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option}: the file that --config names stands for all options; write it there")
 

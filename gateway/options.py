@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE", default="", help="TOML, see docs/configuration.rst, in place of all other options")
     add("--print-config", action="store_true", help="show the whole configuration, defaults included; serve nothing")
     add("--check", action="store_true", help="say what would be served, and what would fail; serve nothing")
+    add("--run", action="store_true", help="with --check: start each program and pool once, and say what fails")
     _add_programs(parser.add_argument_group("programs").add_argument)
     _add_fastcgi(parser.add_argument_group("FastCGI").add_argument)
     _add_clients(parser.add_argument_group("clients").add_argument)

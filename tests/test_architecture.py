@@ -71,8 +71,8 @@ def test_one_file_has_the_power(library: str, homes: list[str]) -> None:
 
 
 def test_programs_are_started_in_one_place() -> None:
-    """Only the spawner starts CGI programs, only the master, the manager of a pool and a warm interpreter fork."""
-    forks = ("gateway.master", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
+    """Only the spawner starts CGI programs; who forks is known: a master, its trial, a pool, a warm interpreter."""
+    forks = ("gateway.master", "gateway.trial", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
     for path in MODULES:
         text = path.read_text()
         assert ("posix_spawn(" in text) == (name(path) == "gateway.cgi.spawner"), path

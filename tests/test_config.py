@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -318,3 +319,51 @@ def test_http_is_sent_to_https(configured):
 
 def test_nothing_is_listed_that_no_route_shows(configured):
     assert configured(ROUTE).get("/").status == 404
+
+
+def checked(*options):
+    command = [sys.executable, "-m", "gateway", *options, "--check", "--run"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_trial_asks_each_program_and_pool(place):
+    support.need("php-cgi")
+    (place / "site" / "index.php").write_text("<?php echo getmypid();")
+    support.script(place / "cgi" / "bad", "#!/bin/sh\necho why >&2\nexit 3\n")
+    support.script(place / "cgi" / "own error", "#!/bin/sh\nprintf 'Status: 500 Mine\\n\\n'\n")
+    support.script(place / "private" / "removes", f"#!/bin/sh\nrm -rf '{place}/site'\n")
+    path = write(
+        place,
+        f'[pools.blog]\ncommand = ["php-cgi"]\npm = "static"\nmax_children = 1\n{ROUTE}'
+        '[[routes]]\npath = "/"\nroot = "site"\nfastcgi = "pool:blog"\nextensions = [".php"]\n'
+        '[[routes]]\npath = "/"\ncgi = "cgi"\nhosts = ["*.example"]\n'
+        '[[routes]]\npath = "/in/"\ncgi = "private"\ninternal = true\n'
+        '[[routes]]\npath = "/down/"\nfastcgi = "unix:nothing.sock"\n'
+        '[[routes]]\npath = "/post/"\ncgi = "private"\nmethods = ["POST"]\n',
+    )
+    ended = checked("--config", str(path))
+    assert ended.returncode == 1
+    for words in (
+        r"^  ran    /cgi-bin/hello: 200 in [0-9]+ ms$",
+        r"^  ran    check\.example/hello: 200 in ",
+        r"^  FAILS  /cgi-bin/bad: 502 .*/bad \(pid [0-9]+\) ended with exit status 3: .*its stderr ends: why$",
+        r"^  FAILS  /cgi-bin/own%20error: 500 by the program itself$",
+        r"^  ran    /: 200 in ",
+        r"^  -      /in/removes: not asked, internal$",
+        r"^  -      /post/removes: not asked, only for POST$",
+        r"^  FAILS  /down/: 503 .*nothing\.sock.*$",
+        r"^5 failed$",
+    ):
+        assert re.search(words, ended.stdout, re.MULTILINE), (words, ended.stdout, ended.stderr)
+    assert (place / "site").is_dir()
+
+
+def test_a_trial_of_what_is_well(place):
+    ended = checked("--cgi-dir", str(place / "cgi"))
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "all ran well")
+
+
+def test_run_goes_with_check(place):
+    command = [sys.executable, "-m", "gateway", "--cgi-dir", place / "cgi", "--run"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr[:31]) == (2, "gateway: --run: goes with --che")
