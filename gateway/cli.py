@@ -8,30 +8,28 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from fcgi_pool.config import ConfigError, key_of
-from fcgi_pool.listener import Address, AddressError, unlink_socket
+from fcgi_pool.listener import Address, AddressError
 from fcgi_pool.lookup import RUNTIME
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import recipes_below
 from gateway.check import report
 from gateway.config import ConfigFileError, effective, read_file
-from gateway.error_log import ErrorLog
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
-from gateway.log_file import LogFile
+from gateway.listeners import given
 from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
-from gateway.privileges import UnknownAccount, account_of, for_account, own_logs
+from gateway.prepare import prepare
+from gateway.privileges import UnknownAccount, account_of, for_account
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -44,8 +42,10 @@ from gateway.settings import (
     Timeouts,
     Tls,
 )
+from gateway.systemd import Notifier, given_descriptors
 from gateway.tls import TlsError, server_context
 from gateway.trial import run_all
+from gateway.upgrade import Predecessor
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
@@ -67,8 +67,6 @@ _OWN_DIRECTIVES = {
     ),
 }
 
-_Opened = TypeVar("_Opened")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 2 for a mistake in the options."""
@@ -86,15 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.run and not options.check:
             raise UsageError("--run: goes with --check, and has it start each program and pool once")
         if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
-            return _serve(read_settings(options))
+            return _serve(options, "")
         with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
-            settings = read_settings(options, sockets)
-            if settings.account:
-                settings.account.own(sockets)
             if options.check:
+                settings = _settings_with(options, sockets)
                 failed = report(settings)
-                return run_all(settings) or failed
-            return _serve(settings)
+                return run_all(settings, sockets) or failed
+            return _serve(options, sockets)
     except (UsageError, ConfigFileError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
@@ -176,41 +172,19 @@ def _keep_descriptors() -> None:
                 os.set_inheritable(int(name), False)
 
 
-def _serve(settings: Settings) -> int:
-    error_log = _opened("--error-log", lambda: ErrorLog(settings.error_log))
-    _opened("--access-log", lambda: LogFile(settings.access_log, 1).close())
-    own_logs(settings)
-    listeners: list[socket.socket] = []
-    try:
-        for address in settings.listen:
-            try:
-                listeners.append(address.listen())
-            except AddressError as error:
-                raise UsageError(f"--listen {address}: {error}") from None
-        if settings.pid_file:
-            _opened("--pid-file", lambda: _write_pid(settings.pid_file))
-    except UsageError:
-        for listener in listeners:
-            unlink_socket(listener)
-        raise
-    try:
-        return Master(settings, listeners, error_log).run()
-    finally:
-        if settings.pid_file:
-            with contextlib.suppress(OSError):
-                os.unlink(settings.pid_file)
+def _serve(options: argparse.Namespace, sockets: str) -> int:
+    predecessor, notifier = Predecessor(), Notifier()
+    there = predecessor.listeners or [given(*named) for named in given_descriptors()]
+    prepared = prepare(_settings_with(options, sockets), there)
+    return Master(prepared, lambda: _settings_with(options, sockets), sockets, predecessor, notifier).run()
 
 
-def _write_pid(path: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
-
-
-def _opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
-    try:
-        return open_it()
-    except OSError as error:
-        raise UsageError(f"{option} {error.filename}: {error.strerror}; name a file that can be written to") from None
+def _settings_with(options: argparse.Namespace, sockets: str) -> Settings:
+    """Return the settings, with a directory `sockets` that their user may look into."""
+    settings = read_settings(options, sockets)
+    if settings.account and sockets:
+        settings.account.own(sockets)
+    return settings
 
 
 def _mount(

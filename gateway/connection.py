@@ -80,6 +80,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(_WRITE_HIGH)
         self._deadline = self._worker.now() + self._worker.settings.timeouts.header  # a handshake had its own
+        self._deadline = min(self._deadline, self._worker.last_call)
         peer = transport.get_extra_info("peername")
         self.client_address = peer[0] if isinstance(peer, tuple) else "unix:"
         self._worker.connections.add(self)
@@ -256,7 +257,11 @@ class Connection(asyncio.Protocol):
 
     def may_persist(self, request: Request) -> bool:
         """Whether the connection can serve another request after this one."""
-        return request.keep_alive and not (self._unread_body or self._lingers or self._worker.is_draining)
+        if not request.keep_alive or self._unread_body or self._lingers:
+            return False
+        worker = self._worker
+        # A worker that drains still answers what was here before; the last answer says that it is the last.
+        return not worker.is_draining or (self._reader.has_begun and worker.takes_more)
 
     def refuse_more(self) -> None:
         """Answer nothing after the current request: it was malformed, and what follows it may be, too."""
@@ -277,20 +282,26 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         if not self._transport:
             return
-        if self.persists and not self._worker.is_draining:
+        if self.persists:
+            # Also where the worker drains by now: the client was told that it may ask again, and perhaps does.
             self._phase = Phase.IDLE
             self._await_next()
             if self._reader.has_begun:
                 self._read_requests()
             self._read_on()
-        elif self._unread_body or self._lingers or self._reader.buffered:
+        elif self._unread_body or self._lingers or self._reader.buffered or self._worker.is_draining:
+            # Requests that the client sent before it learned that this is the end must not bring a reset over the
+            # answer (RFC 9112 section 9.6).
             self._linger()
         else:
             self._close()
 
     def _await_next(self) -> None:
         timeouts = self._worker.settings.timeouts
-        self._deadline = self._worker.now() + (timeouts.send if self.is_congested else timeouts.keepalive)
+        if self.is_congested:
+            self._deadline = self._worker.now() + timeouts.send
+        else:
+            self._deadline = min(self._worker.now() + timeouts.keepalive, self._worker.last_call)
 
     def _refuse(self, refused: Refused) -> None:
         """Answer what is no request."""
@@ -316,6 +327,8 @@ class Connection(asyncio.Protocol):
             return
         if now < self._deadline:
             return
+        if self._phase is Phase.IDLE and self._worker.is_draining and _has_input(self._transport):
+            return  # a request has come at the last moment; it is read before the next look
         waiting = self._transport.get_write_buffer_size()
         if waiting != self._seen_waiting and (waiting or self._phase is Phase.LINGER):
             # The client takes, if slowly.
@@ -338,9 +351,9 @@ class Connection(asyncio.Protocol):
         return self._seen_waiting
 
     def drain(self) -> None:
-        """Close at once if nothing is under way; otherwise after the answer."""
-        if self._phase in (Phase.IDLE, Phase.HEAD) and not self._reader.has_begun:
-            self._close()
+        """Close soon if nothing is under way, see `Worker.last_call`; otherwise after the answer."""
+        if self._phase is Phase.IDLE and not self.is_congested:
+            self._deadline = min(self._deadline, self._worker.last_call)
 
     def _linger(self) -> None:
         transport = self._transport
@@ -369,6 +382,13 @@ class Connection(asyncio.Protocol):
     def shut(self) -> None:
         """End at once: the server stops."""
         self._abort()
+
+
+def _has_input(transport: asyncio.Transport) -> bool:
+    """Whether there is something to be read."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _has_hung_up(transport: asyncio.Transport) -> bool:

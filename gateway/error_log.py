@@ -27,6 +27,17 @@ class ErrorLog:
         """Open the log's path again."""
         self._file.reopen()
 
+    def move(self, path: str) -> None:
+        """Go on in the log at another path; stay where that cannot be opened."""
+        try:
+            new = LogFile(path, 2)
+        except OSError as error:
+            self.error(f"log {path} not opened: {error.strerror}")
+            return
+        self._file.close()
+        self._file = new
+        self._coloured = new.is_terminal
+
     def close(self) -> None:
         """Close the log's file, in a process that does not write to it."""
         self._file.close()

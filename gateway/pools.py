@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
 from fcgi_pool import cli
 from gateway.settings import Pool
 
 # From the start of a manager until it listens, in seconds. Its workers may take longer; who connects then waits.
-_PATIENCE = 10.0
+PATIENCE = 10.0
 
 
 def check_pool(pool: Pool) -> None:
@@ -37,17 +35,3 @@ def _pool_arguments(pool: Pool) -> list[str]:
     arguments += [f"--env={name}={value}" for name, value in pool.env]
     arguments += [f"--set={directive}" for directive in pool.directives]
     return [*arguments, "--app", pool.app] if pool.app else [*arguments, "--", *pool.command]
-
-
-def start_and_wait(start: Callable[[int], int]) -> tuple[int, bool]:
-    """Return the pid of a manager that `start` starts, given a descriptor, and whether it listens."""
-    reading, writing = os.pipe()
-    try:
-        try:
-            pid = start(writing)
-        finally:
-            os.close(writing)
-        ready, _, _ = select.select([reading], [], [], _PATIENCE)
-        return pid, bool(ready and os.read(reading, 64))
-    finally:
-        os.close(reading)

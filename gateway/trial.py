@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from fcgi_pool.listener import Address
-from gateway.error_log import ErrorLog
 from gateway.master import Master
+from gateway.prepare import prepare
 from gateway.settings import CgiMount, Settings
+from gateway.systemd import Notifier
+from gateway.upgrade import Predecessor
 
 # Beyond a program's own deadline, in seconds.
 _GRACE = 10.0
@@ -34,8 +36,11 @@ class Question:
     skipped: str = ""
 
 
-def run_all(settings: Settings) -> int:
-    """Ask every program and pool, and print what came of it; return 0, or 1 if something fails."""
+def run_all(settings: Settings, sockets: str) -> int:
+    """Ask every program and pool, and print what came of it; return 0, or 1 if something fails.
+
+    `sockets`: the directory that pools listen in.
+    """
     with tempfile.TemporaryDirectory(prefix="gateway-check-") as directory:
         address = Address(path=os.path.join(directory, "front.sock"))
         log = os.path.join(directory, "errors")
@@ -44,7 +49,7 @@ def run_all(settings: Settings) -> int:
             listen=(address,), workers=1, access_log="off", error_log=log, pid_file="", tls=None, https_port=0,
             rewrites=(), authorizers=(),
         )  # fmt: skip
-        pid = _start(alone, address, log)
+        pid = _start(alone, sockets, log)
         try:
             failed = sum(_ask(alone, address, log, question) for question in _questions(alone))
         finally:
@@ -54,19 +59,20 @@ def run_all(settings: Settings) -> int:
     return 1 if failed else 0
 
 
-def _start(settings: Settings, address: Address, log: str) -> int:
-    listener = address.listen()
-    error_log = ErrorLog(log)
+def _start(settings: Settings, sockets: str, log: str) -> int:
+    prepared = prepare(settings, [])
     if settings.account:
         settings.account.own(os.path.dirname(log))
-        settings.account.own(log)
     pid = os.fork()
     if pid:
-        listener.close()
+        for listener in prepared.listeners:
+            listener.leave()
         return pid
     status = 1
     try:
-        status = Master(settings, [listener], error_log).run()
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC"):
+            os.environ.pop(name, None)
+        status = Master(prepared, lambda: settings, sockets, Predecessor(), Notifier()).run()
     finally:
         os._exit(status)
 

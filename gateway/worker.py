@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import math
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from fcgi_pool.listener import BACKLOG
 from fcgi_pool.process import die_with
 from gateway.access_log import AccessLog
 from gateway.body import Body, start_disk_thread
@@ -57,6 +59,13 @@ _SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 # What the master says on the control channel; the channel's end means that the master is gone.
 STOP, DRAIN, REOPEN, SPAWNER = b"t", b"q", b"u", b"s"
+# What a worker says: from now on it accepts connections.
+READY = b"r"
+
+# A worker that drains keeps an idle connection for so many seconds more: a request may be on its way, and whoever sends
+# it could not tell a close from a failure. That is longer than packets travel, and than a busy client pauses. The next
+# answer says that it is the last. (nginx closes at once, and its clients ask again, if they can.)
+_LAST_CALL = 2.0
 
 
 class Run(Protocol):
@@ -70,7 +79,10 @@ class Run(Protocol):
 
 
 class Worker:
-    """Serves `listeners` until the master says otherwise on `control`."""
+    """Serves `listeners` until the master says otherwise on `control`.
+
+    `shares`: of the FastCGI servers whose connections are counted. `actual`: where pools of ours listen in fact.
+    """
 
     def __init__(
         self,
@@ -79,6 +91,7 @@ class Worker:
         control: socket.socket,
         roll: Roll,
         shares: Mapping[FastCgiServer, Share],
+        actual: Mapping[FastCgiServer, FastCgiServer],
     ) -> None:
         self.settings = settings
         self.loop = _new_loop(settings.loop)
@@ -88,6 +101,7 @@ class Worker:
         self.connections: set[Connection] = set()
         self.runs: set[Run] = set()
         self.is_draining = False
+        self._takes_more_until = math.inf
         places, self._capacity = _capacity(settings.max_programs)
         self.readiness = Readiness(self.loop)
         self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
@@ -98,7 +112,9 @@ class Worker:
         self._adopting: set[asyncio.Task[None]] = set()
         self._said_scarce = 0.0
         self._tls = server_context(settings.tls) if settings.tls else None
-        self._backends = {server: Backend(self, server, shares.get(server)) for server in settings.fastcgi_servers}
+        self._backends = {
+            server: Backend(self, actual.get(server, server), shares.get(server)) for server in settings.fastcgi_servers
+        }
         numbers = {id(mount): number for number, mount in enumerate(settings.mounts)}
         endpoints = [
             Endpoint.of(route, self._handler(route.mount, numbers.get(id(route.mount), 0))) for route in settings.routes
@@ -171,13 +187,16 @@ class Worker:
             self._stop_listening()
             self.loop.call_later(_ACCEPT_PAUSE, self._listen)
             return
+        self._take_in(accepted)
+        # Those on their way in hold descriptors too.
+        if len(self.connections) + len(self._adopting) >= self._capacity:
+            self._stop_listening()
+
+    def _take_in(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         task = self.loop.create_task(self._adopt(accepted))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
-        # Those on their way in hold descriptors too.
-        if len(self.connections) + len(self._adopting) >= self._capacity:
-            self._stop_listening()
 
     async def _adopt(self, accepted: socket.socket) -> None:
         try:
@@ -262,6 +281,7 @@ class Worker:
         if message == SPAWNER and descriptors:
             self.launcher.connect(socket.socket(fileno=descriptors[0]))
             self._listen()
+            self._control.send(READY)
         elif message == REOPEN:
             self.error_log.reopen()
             self.access_log.reopen()
@@ -272,12 +292,40 @@ class Worker:
 
     def _drain(self) -> None:
         self.is_draining = True
+        self._takes_more_until = self.now() + _LAST_CALL
         self._stop_listening()
         for listener in self._listeners:
+            self._take_queued(listener)
             listener.close()
+        for backend in self._backends.values():
+            backend.drain()
         for connection in [*self.connections]:
             connection.drain()
         self._leave_if_done()
+
+    def _take_queued(self, listener: socket.socket) -> None:
+        """Accept what waits: where nobody else listens any more, it would be reset when the last of us closes."""
+        for _ in range(min(BACKLOG, self._capacity - len(self.connections) - len(self._adopting))):
+            try:
+                accepted, _ = listener.accept()
+            except ConnectionAbortedError:
+                continue
+            except OSError:
+                return
+            self._take_in(accepted)
+
+    @property
+    def last_call(self) -> float:
+        """Until when a connection without a request is kept, for one that is on its way; for ever if not draining."""
+        return self.now() + _LAST_CALL if self.is_draining else math.inf
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether requests that follow the present one on its connection, and are here already, are answered, too.
+
+        A client that sends without waiting for answers has more here at any time.
+        """
+        return self.now() < self._takes_more_until
 
     def _leave_if_done(self) -> None:
         idle = self.launcher.is_idle and all(backend.is_idle for backend in self._backends.values())
@@ -340,16 +388,17 @@ def run_worker(
     roll: Roll,
     shares: Mapping[FastCgiServer, Share],
     parent: int,
+    actual: Mapping[FastCgiServer, FastCgiServer],
 ) -> None:
     """Be a front worker, in a process of its own that ends with `parent`."""
     renew_ids()
     # The terminal's INT and QUIT go to the whole group; what they mean is the master's to say.
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    worker = Worker(settings, listeners, control, roll, shares)
+    worker = Worker(settings, listeners, control, roll, shares, actual)
     if settings.account:
         # Logs are open and keys read. The kernel forgets at this whose death ends the process (prctl(2)).
         settings.account.become(settings.no_new_privileges)

@@ -55,7 +55,7 @@ def test_the_pool_never_imports_the_gateway() -> None:
         (
             "ctypes",
             [
-                "fcgi_pool.process", "fcgi_pool.runtime.scripts", "gateway.cgi.warm.bootstrap", "gateway.master",
+                "fcgi_pool.process", "fcgi_pool.runtime.scripts", "gateway.cgi.warm.bootstrap", "gateway.parent",
                 "gateway.privileges",
             ],
         ),
@@ -72,7 +72,7 @@ def test_one_file_has_the_power(library: str, homes: list[str]) -> None:
 
 def test_programs_are_started_in_one_place() -> None:
     """Only the spawner starts CGI programs; who forks is known: a master, its trial, a pool, a warm interpreter."""
-    forks = ("gateway.master", "gateway.trial", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
+    forks = ("gateway.parent", "gateway.trial", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
     for path in MODULES:
         text = path.read_text()
         assert ("posix_spawn(" in text) == (name(path) == "gateway.cgi.spawner"), path

@@ -58,7 +58,6 @@ class Backend:
         self.worker = worker
         self.server = server
         self._share = share
-        self._tells = share is not None and share.has_peers
         self._lease = _LEASE_OF_TOLD if share and share.places else _LEASE
         self._family, self._name = resolve(server.address)
         self._idle: list[tuple[Link, float]] = []  # with the moment since which it is idle, the longest first
@@ -126,7 +125,7 @@ class Backend:
             self._admit()
 
     def _tell(self) -> None:
-        if self._tells and self._share:
+        if self._share and self._share.has_peers:
             waiting = self._waiting
             self._share.tell(len(waiting), waiting[0].since if waiting else math.inf, len(self._idle))
 
@@ -200,11 +199,11 @@ class Backend:
 
     def done(self, link: Link, usable: bool) -> None:
         """The request on `link` has ended; `usable`: the link can serve another."""
-        if not usable or self.worker.now() - link.opened > _LIFE:
+        waiting = self._waiting
+        if not usable or self.worker.now() - link.opened > _LIFE or (self.worker.is_draining and not waiting):
             self.lost(link)
             return
-        waiting = self._waiting
-        if self._tells and self._share and self._share.should_hand_over(waiting[0].since if waiting else math.inf):
+        if self._share and self._share.should_hand_over(waiting[0].since if waiting else math.inf):
             self._give_back(link)
             return
         if not waiting:
@@ -250,6 +249,12 @@ class Backend:
         if self._idle:
             delay = self._idle[0][1] - due
             self._reaper = self.worker.loop.call_later(delay, self._reap)
+        self._tell()
+
+    def drain(self) -> None:
+        """Give back what is idle: the worker keeps nothing any more that others may want."""
+        while self._idle:
+            self._give_back(self._idle.pop()[0])
         self._tell()
 
     @property

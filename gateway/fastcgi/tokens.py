@@ -16,9 +16,11 @@ import os
 
 from fcgi_pool.told import Board
 
-# The numbers of one worker, each in a place of its own.
-_HELD, _IDLE, _WAITING, _SINCE = range(4)
-_NUMBERS = 4
+# How often workers have come or gone; then the numbers of each worker's place.
+_VERSION = 0
+_HEADER = 1
+_HELD, _IDLE, _WAITING, _SINCE, _USED = range(5)
+_NUMBERS = 5
 # All of them fit into the smallest pipe, a page.
 MOST = 4096
 
@@ -30,34 +32,63 @@ _PATIENCE_OF_THE_RICH = 0.001
 
 
 class Tokens:
-    """`count` tokens of one FastCGI server. Made by the master before its `workers` workers are forked.
+    """`count` tokens of one FastCGI server. Made by the master before the workers that share it are forked.
 
-    `board`: where the manager of a pool of ours is told what the connections carry.
+    There are `places` for workers. Those of an old generation have theirs until they have gone, so that both together
+    hold no more connections than there are tokens. `board`: where the manager of a pool of ours is told what the
+    connections carry.
     """
 
-    def __init__(self, count: int, workers: int, board: Board | None) -> None:
+    def __init__(self, count: int, places: int, board: Board | None) -> None:
         self.count = count
         self.board = board
         self.reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         os.write(self._writing, bytes(count))
-        self._memory = mmap.mmap(-1, workers * _NUMBERS * 8)
+        self._memory = mmap.mmap(-1, (_HEADER + places * _NUMBERS) * 8)
         # Each number is read and written in one piece.
         self.numbers = memoryview(self._memory).cast("d")
-        self.pokes = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(workers)]
+        self.pokes = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(places)]
+        self._free = set(range(places))
+
+    # -- the master's side
+
+    @property
+    def places(self) -> int:
+        """How many workers can share them."""
+        return len(self.pokes)
+
+    def join(self) -> int:
+        """Return the place of a new worker."""
+        place = min(self._free)
+        self._free.remove(place)
+        self._set_used(place, 1.0)
+        return place
+
+    def leave(self, place: int) -> None:
+        """A worker has gone for good; what it held was put back. Without any worker the tokens are given up."""
+        self._set_used(place, 0.0)
+        self._free.add(place)
+        if len(self._free) == self.places:
+            for descriptor in (self.reading, self._writing, *self.pokes):
+                os.close(descriptor)
+
+    def _set_used(self, place: int, used: float) -> None:
+        self.numbers[_first(place) + _USED] = used
+        self.numbers[_VERSION] += 1.0
 
     def put_back(self, count: int) -> None:
         """Put tokens back."""
         if count:
             os.write(self._writing, bytes(count))
 
-    def recover(self, worker: int) -> None:
-        """Put back what a worker held that has died, and wake the others."""
-        first = worker * _NUMBERS
+    def recover(self, place: int) -> None:
+        """Put back what the worker of a place held that has died, and wake the others."""
+        first = _first(place)
         held = int(self.numbers[first + _HELD])
-        for number in range(_NUMBERS):
+        for number in (_HELD, _IDLE, _WAITING, _SINCE):
             self.numbers[first + number] = 0.0
         if self.board:
-            self.board.clear(worker)
+            self.board.clear(place)
         self.put_back(held)
         for poke in self.pokes:
             os.eventfd_write(poke, 1)
@@ -66,24 +97,38 @@ class Tokens:
 class Share:
     """One worker's side of the tokens."""
 
-    def __init__(self, tokens: Tokens, worker: int) -> None:
+    def __init__(self, tokens: Tokens, place: int) -> None:
         self._tokens = tokens
         self._numbers = tokens.numbers
-        self._mine = worker * _NUMBERS
-        self._peers = [(peer, peer * _NUMBERS) for peer in range(len(tokens.pokes)) if peer != worker]
-        self._held = [peer * _NUMBERS + _HELD for peer in range(len(tokens.pokes))]
-        self.poked = tokens.pokes[worker]
-        self.places = tokens.board.places(worker) if tokens.board else None
+        self._place = place
+        self._mine = _first(place)
+        self._version = -1.0
+        self._known: list[tuple[int, int]] = []
+        self._held: list[int] = []
+        self.poked = tokens.pokes[place]
+        self.places = tokens.board.places(place) if tokens.board else None
 
     def __repr__(self) -> str:
         held, idle, waiting = (int(self._numbers[self._mine + number]) for number in (_HELD, _IDLE, _WAITING))
         return f"<Share: {held} of {self._tokens.count} held, {idle} idle, {waiting} waiting>"
 
+    @property
+    def _peers(self) -> list[tuple[int, int]]:
+        """The other workers: place, and where its numbers begin."""
+        version = self._numbers[_VERSION]
+        if version != self._version:
+            self._version = version
+            places = range(self._tokens.places)
+            used = [(place, _first(place)) for place in places if self._numbers[_first(place) + _USED]]
+            self._held = [first + _HELD for _, first in used]
+            self._known = [peer for peer in used if peer[0] != self._place]
+        return self._known
+
     def take(self) -> bool:
         """Take a token; return False if there is none."""
         # Who puts one back counts it down afterwards, and then looks for who waits: so whoever has written down that it
         # waits, and finds all of them held here, is poked.
-        if sum([self._numbers[place] for place in self._held]) >= self._tokens.count:
+        if self._peers and sum([self._numbers[place] for place in self._held]) >= self._tokens.count:
             return False
         # Counted before it is taken: if this process is killed in between, there is one too many and not one too few.
         self._numbers[self._mine + _HELD] += 1
@@ -152,3 +197,8 @@ class Share:
 
     def _since(self, peer: tuple[int, int]) -> float:
         return self._numbers[peer[1] + _SINCE]
+
+
+def _first(place: int) -> int:
+    """Return where a place's numbers begin."""
+    return _HEADER + place * _NUMBERS

@@ -1,0 +1,297 @@
+"""The workers and spawners of one reading of the settings: they start together, serve, drain and end together.
+
+A reload makes another generation; the one before drains beside it. What both need at the same time, listeners, pools
+and the count of connections, is not a generation's but lent to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+
+from gateway import worker as front
+from gateway.cgi.process import signal_group
+from gateway.cgi.roll import Roll
+from gateway.cgi.spawner import Spawner
+from gateway.cgi.variables import mount_variables
+from gateway.cgi.warm.keeper import WarmMount
+from gateway.cgi.wire import channel
+from gateway.fastcgi.tokens import Share, Tokens
+from gateway.managers import GENERATIONS, Managed
+from gateway.parent import Child, Parent, end_in_words, send_signal
+from gateway.settings import CgiMount, FastCgiServer, Settings
+
+# From TERM until what is left is killed, beyond the programs' own time, in seconds.
+_STOP_GRACE = 2.0
+
+
+class Generation:
+    """The processes that serve `settings` on `listeners`, with the pools `pools`.
+
+    `before`: the tokens of the generation that these share the FastCGI servers with.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        settings: Settings,
+        listeners: list[socket.socket],
+        pools: list[Managed],
+        before: Mapping[FastCgiServer, Tokens],
+    ) -> None:
+        self.settings = settings
+        self.pools = pools
+        self.tokens = _tokens(settings, pools, before)
+        self._parent = parent
+        self._log = parent.log
+        self._listeners = listeners
+        self._actual = {managed.pool.server: managed.server for managed in pools}
+        numbers = range(settings.workers)
+        # Of each worker, and of its spawners while it lives.
+        self._rolls = [Roll(settings.max_programs) for _ in numbers]
+        self._workers = [Child("worker", number + 1) for number in numbers]
+        self._spawners = [Child("spawner", number + 1) for number in numbers]
+        self._places = [{server: tokens.join() for server, tokens in self.tokens.items()} for _ in numbers]
+        self._leaving: dict[int, Roll] = {}  # spawners whose worker died, while they end their programs
+        self._ending = ""  # "", "drain" or "stop"
+        self._end_by = float("inf")
+        self._killed = False
+        self._trouble = ""
+
+    def start(self) -> None:
+        """Start all processes; raise OSError."""
+        for pair in zip(self._workers, self._spawners, strict=True):
+            for child in pair:
+                self._start(child)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all workers have come to the point of accepting connections."""
+        return all(child.was_ready for child in self._workers)
+
+    @property
+    def trouble(self) -> str:
+        """Why the generation will not get ready: a worker gave up by itself; '' if none did."""
+        return self._trouble
+
+    @property
+    def has_gone(self) -> bool:
+        """Whether all processes have ended, after they were told to."""
+        return bool(self._ending) and not self._leaving and not any(child.pid for child in self._children)
+
+    def close(self) -> None:
+        """Give back what was lent, once all processes have gone."""
+        for places in self._places:
+            for server, place in places.items():
+                self.tokens[server].leave(place)
+        self._places = []
+
+    # -- the end
+
+    def drain(self) -> None:
+        """Let the workers answer what is under way, and end; those that do not in time are stopped."""
+        if not self._ending:
+            self._ending = "drain"
+            self._end_by = time.monotonic() + self.settings.timeouts.stop
+            self._let_go()
+            self.tell_workers(front.DRAIN)
+
+    def stop(self) -> None:
+        """End what is under way, and the workers."""
+        if self._ending == "stop":
+            return
+        self._ending = "stop"
+        self._end_by = time.monotonic() + self.settings.timeouts.kill + _STOP_GRACE
+        self._let_go()
+        self.tell_workers(front.STOP)
+
+    def _let_go(self) -> None:
+        self._listeners = []
+        for child in self._children:
+            child.restart_at = 0.0
+
+    def kill(self) -> None:
+        """End everything now. A spawner, told by TERM, kills its programs first; one that does not is killed, too."""
+        self._ending = "stop"
+        self._let_go()
+        for child in self._workers:
+            child.signal(signal.SIGKILL)
+        for pid in [*self._leaving, *(child.pid for child in self._spawners)]:
+            send_signal(pid, signal.SIGKILL if self._killed else signal.SIGTERM)
+            send_signal(pid, signal.SIGCONT)
+        self._killed = True
+        self._end_by = time.monotonic() + _STOP_GRACE
+
+    @property
+    def due(self) -> float:
+        """When something has to be done, `time.monotonic()` seconds."""
+        if self._ending:
+            return self._end_by
+        return min((child.restart_at for child in self._children if child.restart_at), default=float("inf"))
+
+    def act(self, now: float) -> None:
+        """Do what is due."""
+        if self._ending:
+            if now >= self._end_by:
+                if self._ending == "drain":
+                    self._log.warning(f"not drained within {self.settings.timeouts.stop:g} s: stopping")
+                    self.stop()
+                else:
+                    self.kill()
+            return
+        for child in self._children:
+            if child.restart_at and now >= child.restart_at:
+                self._start(child)
+
+    # -- children
+
+    @property
+    def _children(self) -> list[Child]:
+        return self._workers + self._spawners
+
+    def tell_workers(self, message: bytes) -> None:
+        """Say something to every worker, see `worker`."""
+        for child in self._workers:
+            if child.control:
+                with contextlib.suppress(OSError):
+                    child.control.send(message)
+
+    def reaped(self, pid: int, status: int) -> bool:
+        """Take the end of a process; return whether it was of this generation."""
+        roll = self._leaving.pop(pid, None)
+        if roll:
+            _end_programs(roll)
+            return True
+        for child in self._children:
+            if child.pid == pid:
+                self._died(child, status)
+                return True
+        return False
+
+    def _died(self, child: Child, status: int) -> None:
+        pid, child.pid = child.pid, 0
+        number = child.number - 1
+        self._hang_up(child)
+        if child.kind == "spawner":
+            # It ends them itself unless it was killed.
+            _end_programs(self._rolls[number])
+        if child.kind == "worker":
+            for server, tokens in self.tokens.items():
+                tokens.recover(self._places[number][server])
+        if self._ending:
+            if status and self._ending == "drain":
+                self._log.error(f"{child.name} (pid {pid}) died while it drained: {end_in_words(status)}")
+            return
+        worker_gone = child.kind == "spawner" and not self._workers[number].pid
+        if worker_gone:
+            return  # it left because its worker did; it comes back with it
+        if child.kind == "worker" and not child.was_ready and not os.WIFSIGNALED(status):
+            self._trouble = f"{child.name} ended at its start, {end_in_words(status)}"
+        self._parent.replace_later(child, pid, status)
+
+    def _hang_up(self, child: Child) -> None:
+        if child.control:
+            self._parent.drop(child.control)
+            child.control = None
+
+    def _start(self, child: Child) -> None:
+        self._parent.start(child, self._start_worker if child.kind == "worker" else self._start_spawner)
+
+    def _start_worker(self, child: Child) -> None:
+        number = child.number - 1
+        spawner = self._spawners[number]
+        if spawner.pid:
+            # It serves one worker in its life, and ends now. The new worker gets a new one, and a new roll.
+            self._leaving[spawner.pid] = self._rolls[number]
+            spawner.pid = 0
+        roll = self._rolls[number] = Roll(self.settings.max_programs)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._parent.watch(ours, lambda: self._listen_to(child, ours))
+        child.control = ours
+        try:
+            child.pid = self._parent.fork(lambda: self._be_worker(number, theirs, roll), self._listeners)
+        except OSError:
+            self._hang_up(child)
+            raise
+        finally:
+            theirs.close()
+        if spawner.born:
+            self._start(spawner)
+
+    def _listen_to(self, child: Child, control: socket.socket) -> None:
+        try:
+            message = control.recv(16)
+        except OSError:
+            message = b""
+        if message == front.READY:
+            child.was_ready = True
+        elif not message and child.control is control:
+            # It has died, or dies; it is reaped soon.
+            self._hang_up(child)
+
+    def _start_spawner(self, child: Child) -> None:
+        number = child.number - 1
+        roll = self._rolls[number]
+        to_worker, theirs = channel()
+        try:
+            child.pid = self._parent.fork(lambda: self._be_spawner(theirs, to_worker, roll))
+            control = self._workers[number].control
+            if control:
+                with contextlib.suppress(OSError):
+                    socket.send_fds(control, [front.SPAWNER], [to_worker.fileno()])
+        finally:
+            theirs.close()
+            to_worker.close()
+
+    def _be_worker(self, number: int, control: socket.socket, roll: Roll) -> None:
+        self._parent.die_with_me()
+        places = self._places[number]
+        shares = {server: Share(tokens, places[server]) for server, tokens in self.tokens.items()}
+        front.run_worker(self.settings, self._listeners, control, roll, shares, self._parent.pid, self._actual)
+
+    def _be_spawner(self, to_worker: socket.socket, worker_end: socket.socket, roll: Roll) -> None:
+        # While anybody but the worker holds the worker's end, its death would not be seen.
+        worker_end.close()
+        if self.settings.account:
+            self.settings.account.become(self.settings.no_new_privileges)
+        Spawner(to_worker, roll, self.settings.timeouts.kill, _warm_mounts(self.settings)).run()
+
+
+def _tokens(
+    settings: Settings, pools: list[Managed], before: Mapping[FastCgiServer, Tokens]
+) -> dict[FastCgiServer, Tokens]:
+    """Return the tokens of each server that counts connections: those there are, where as many workers share it."""
+    places = GENERATIONS * settings.workers
+    managed_of = {managed.pool.server: managed for managed in pools}
+    found = {}
+    for server in settings.fastcgi_servers:
+        managed = managed_of.get(server)
+        if managed:
+            if not managed.tokens:
+                managed.tokens = Tokens(server.connections, places, managed.board)
+            found[server] = managed.tokens
+        elif server.connections:
+            known = before.get(server)
+            found[server] = known if known and known.places == places else Tokens(server.connections, places, None)
+    return found
+
+
+def _warm_mounts(settings: Settings) -> dict[int, WarmMount]:
+    return {
+        number: WarmMount(
+            mount_variables(os.fsencode(mount.directory), mount.env), mount.warm == "require", mount.preload
+        )
+        for number, mount in enumerate(settings.mounts)
+        if isinstance(mount, CgiMount) and mount.warm
+    }
+
+
+def _end_programs(roll: Roll) -> None:
+    """Kill the programs that a dead spawner has left."""
+    for pid in roll.clear():
+        signal_group(pid, signal.SIGKILL)
