@@ -17,7 +17,8 @@ def server(serve, tmp_path):
         misbehaviour.program(tmp_path / "cgi" / name, (warm_isolation.SCRIPTS / name).read_text())
     misbehaviour.program(
         tmp_path / "cgi" / "perl",
-        f"#!{PERL}\nprint qq{{X: y\\n\\n}}, join ',', $main::MARK // '', $ENV{{MARK}} // '', $SIG{{USR1}} // '', umask;\n"
+        f"#!{PERL}\nprint qq{{X: y\\n\\n}};\nprint join ',', $main::MARK // '', $ENV{{MARK}} // '',\n"
+        "$SIG{USR1} // '', umask;\n"
         "our $MARK = 1; $ENV{MARK} = 1; $SIG{USR1} = sub {}; umask 0; *CORE::GLOBAL::time = sub { 1 };\n"
         "print qq{\\n}, rand, qq{\\n};",
     )
