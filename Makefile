@@ -10,7 +10,7 @@ TESTS ?= tests
 WARM_TESTS ?= $(patsubst %,tests/test_%.py,access_log cgi_output cgi_variables clients explain git hostile perl \
 	processes programs review smoke transfers)
 
-.PHONY: run venv test lint bench load fuzz faults clean
+.PHONY: run venv test lint bench load isolation fuzz faults clean
 
 run: venv
 	$(BIN)/python -m gateway --cgi-dir cgi-bin
@@ -39,6 +39,9 @@ bench: venv
 
 load: venv
 	$(BIN)/python -m tests.load
+
+isolation: venv
+	$(BIN)/python -m tests.warm_isolation
 
 fuzz: venv
 	$(BIN)/python -m tests.fuzz_fcgi

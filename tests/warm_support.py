@@ -82,7 +82,10 @@ def _plain(line: str) -> str:
     """Leave out what no two processes have in common, and what warm ones are known not to share with cold ones: how
     deep a recursion is that ends, and the name that perl was started with."""
     return re.sub(
-        r"\b0x[0-9a-f]{6,}|(?<=repeated )\d+(?= more)|(?<=\(pid )\d+|(?<=Execution of )\S+(?= aborted)", "...", line
+        r"\d\d:\d\d:\d\d|\b0x[0-9a-f]{6,}"
+        r"|(?<=repeated )\d+(?= more)|(?<=\(pid )\d+|(?<=Execution of )\S+(?= aborted)",
+        "...",
+        line,
     )
 
 
