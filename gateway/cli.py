@@ -30,6 +30,7 @@ from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
 from gateway.pools import check_pool
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Pool, Settings, SiteMount, Timeouts, Tls
+from gateway.static_options import static_mounts
 from gateway.tls import TlsError, server_context
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
     """Return the settings that `options` stand for; raise UsageError. Pools listen in the directory `sockets`."""
-    if not (options.cgi_dir or options.fastcgi or options.pool or options.php):
+    if not (options.cgi_dir or options.static or options.fastcgi or options.pool or options.php):
         raise UsageError("--cgi-dir is missing: nothing would be served; write, say, --cgi-dir cgi-bin")
     env = tuple(_variable(text) for text in options.env)
     if sum(len(os.fsencode(name + value)) for name, value in env) > _ENV_LIMIT:
@@ -88,8 +89,9 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_pool(text, env, options, sockets, pools))
     for text in options.php:
         mounts.append(_php(text, env, options, sockets, pools))
+    mounts += static_mounts(options, mounts, _prefix_and_directory)
     _check_pools(pools, options.pool_set)
-    for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --fastcgi, --pool and --php", object)):
+    for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
     _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])

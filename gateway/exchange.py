@@ -198,6 +198,24 @@ class Exchange:
         elif head or data:
             self._connection.send(head + data if head else data)
 
+    @property
+    def can_send_files(self) -> bool:
+        """Whether `send_file` is to be had: nothing is done to the bytes on their way."""
+        return self._connection.can_send_files
+
+    def send_file(self, descriptor: int, begin: int, most: int, left: int) -> int | None:
+        """Have the kernel send up to `most` of the `left` bytes of a file from `begin` as a piece of the body.
+
+        Return how many went, 0 at the file's end, None where `Responder.client_ready` follows, or `client_gone`. Raise
+        OSError where it cannot be done. The response must have a length and a body.
+        """
+        sent = self._connection.send_file(self._take_head(), descriptor, begin, most, left)
+        if sent:
+            assert self._left is not None
+            self._left -= sent
+            self.record.bytes += sent
+        return sent
+
     def end(self, last: bytes = b"") -> None:
         """Send `last` and end the response well."""
         if self._ended:

@@ -35,6 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"gateway {__version__}")
     add("--cgi-dir", action="append", default=[], metavar="[PREFIX=]DIR",
         help=f"serve the programs in DIR below PREFIX (default {DEFAULT_PREFIX}); repeatable")  # fmt: skip
+    add("--static", action="append", default=[], metavar="[PREFIX=]DIR",
+        help="serve the files in DIR as they are below PREFIX (default /); repeatable")  # fmt: skip
+    add("--listing", action="store_true", help="with --static: list what is in a directory that has no index.html")
     add("--fastcgi", action="append", default=[], metavar="PREFIX=ADDRESS",
         help="serve below PREFIX by the FastCGI server at unix:PATH or tcp:HOST:PORT; repeatable")  # fmt: skip
     add("--pool", action="append", default=[], metavar="PREFIX=COMMAND",
@@ -70,7 +73,7 @@ def _add_programs(add: _Add) -> None:
     add("--max-programs", metavar="N", default="256", help="programs at once, per worker (default 256); more wait")
     add("--kill-group", action="store_true", help="when a program ends, end what it left in its process group")
     add("--follow-links", action=argparse.BooleanOptionalAction, default=True,
-        help="follow symbolic links below a directory of programs (default: yes)")  # fmt: skip
+        help="follow symbolic links below a directory of programs or files (default: yes)")  # fmt: skip
 
 
 def _add_fastcgi(add: _Add) -> None:
