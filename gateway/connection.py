@@ -173,6 +173,8 @@ class Connection(asyncio.Protocol):
                 event = self._reader.next_event()
                 if isinstance(event, Request):
                     self._begin(event)
+                    if not self._reader.has_begun:
+                        break
                 elif isinstance(event, Refused):
                     self._refuse(event)
                 else:

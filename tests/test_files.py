@@ -396,6 +396,8 @@ def test_paths(server, target, status, body):
         ("//folder", "/folder/"),
         ("///empty//.//../empty", "/empty/"),
         ("/list/out", "/list/out/"),
+        ("/list", "/list/"),
+        ("/folder%0d%0aX:y/../folder", "/folder/"),
     ],
 )
 def test_a_directory_is_asked_for_with_a_slash(server, target, location):

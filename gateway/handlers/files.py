@@ -50,7 +50,7 @@ def add_slash(exchange: Exchange, prefix: bytes, segments: tuple[bytes, ...]) ->
 
     No segment is empty, so that this never begins with two slashes, which would be another host.
     """
-    location = quote_from_bytes(prefix + b"/".join(segments) + b"/").encode()
+    location = quote_from_bytes(prefix + b"".join(segment + b"/" for segment in segments)).encode()
     if exchange.request.query:
         location += b"?" + exchange.request.query
     exchange.respond(301, [(b"Location", location)], b"")
