@@ -108,6 +108,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         http=options.http,
         loop=options.loop,
         debug=options.debug,
+        compress=options.compress,
         access_log=options.access_log,
         error_log=options.error_log,
         log_format=options.log_format,

@@ -87,6 +87,7 @@ def _add_fastcgi(add: _Add) -> None:
 
 
 def _add_clients(add: _Add) -> None:
+    add("--compress", action="store_true", help="send text that programs write in gzip, or br and zstd if installed")
     add("--max-body", metavar="SIZE", default="2G", help="largest body of a request, as 512K, 16M, 2G (default 2G)")
     add("--header-timeout", metavar="SECONDS", help="a request's head must be complete within (default 20)")
     add("--body-timeout", metavar="SECONDS", help="longest stall of a request's body (default 60)")

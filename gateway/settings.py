@@ -137,6 +137,8 @@ class Settings:
     pid_file: str = ""
     temp_dir: str = ""
     tls: Tls | None = None
+    # Whether what programs write is sent in a content coding that the client accepts.
+    compress: bool = False
     # Programs at once in one worker; more wait in line. Apache's MaxRequestWorkers is 400 for all of the server.
     max_programs: int = 256
     # Requests that wait for a place; one more is answered 503 at once.
