@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import fcntl
 import math
 import os
@@ -35,6 +36,11 @@ _LINGER_SIZE = 8 * 1024 * 1024
 # Requests answered in one turn of the loop, where answers are given at once.
 _TURN = 32
 _FOREVER = math.inf
+# What a write to the client says when there is no way to it any more; other errors of sendfile(2) are the file's.
+_LOST = frozenset(
+    (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
+     errno.ENETDOWN, errno.ENOTCONN)
+)  # fmt: skip
 
 
 class Phase(enum.Enum):
@@ -311,7 +317,9 @@ class Connection(asyncio.Protocol):
         except BlockingIOError:
             self._await_room()
             return None
-        except ConnectionError:
+        except OSError as error:
+            if error.errno not in _LOST:
+                raise
             self._abort()
             self.is_congested = True
             return None

@@ -13,7 +13,10 @@ import resource
 import socket
 import ssl
 import subprocess
+import sys
+import tempfile
 import urllib.parse
+from pathlib import Path
 
 import pytest
 
@@ -434,13 +437,31 @@ def test_no_source_of_a_sites_program_is_shown(serve, tree):
     assert b"page" not in shown
 
 
-def test_a_mount_of_programs_is_no_mount_of_files(tree):
-    told = subprocess.run(
-        [support.sys.executable, "-m", "gateway", "--cgi-dir", tree / "cgi-bin", "--static", f"/x/={tree}/programs"],
-        cwd=support.ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert told.returncode == 2
-    assert re.fullmatch(r"gateway: --static .* holds the programs of --cgi-dir; name another directory\n", told.stderr)
+def told(*options):
+    """What the command says, and its exit status."""
+    arguments = [sys.executable, "-m", "gateway", *options, "--check"]
+    done = subprocess.run(arguments, cwd=support.ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_mounts_are_checked(tree):
+    for options, words in (
+        (("--static", "/x/=absent"), r"--static /x/=absent: the directory 'absent' does not exist"),
+        (("--static", f"x y={tree}"), r"--static x y=.*: the directory .* does not exist"),
+        (("--static", str(tree), "--static", f"/={tree}"), r".*--static.*: / is given twice"),
+        (("--listing", "--cgi-dir", f"{tree}/cgi-bin"), r"--listing: goes with --static"),
+        (
+            ("--cgi-dir", f"{tree}/cgi-bin", "--static", f"/x/={tree}/programs"),
+            r"--static .* holds the programs of --cgi-dir; name another directory",
+        ),
+    ):
+        status, text = told(*options)
+        assert status == 2
+        assert re.match(f"gateway: {words}", text), text
+        assert text.count("\n") == 1
+    status, text = told("--static", f"/files={tree}", "--listing")
+    assert status == 0
+    assert f"static   /files/ -> {tree}, with listings\n" in text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -625,6 +646,17 @@ def test_what_the_disk_has_and_memory_has_not(serve, tmp_path):
     server = serve("--static", str(tmp_path))
     assert ask(server, "/large").body == LARGE
     assert ask(server, "/small").body == DIGITS
+
+
+def test_a_file_system_that_is_memory(serve):
+    """It knows no RWF_NOWAIT."""
+    support.need_file("/dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
+        for name, content in (("large", LARGE), ("small", DIGITS)):
+            (Path(root) / name).write_bytes(content)
+        server = serve("--static", root)
+        assert ask(server, "/large").body == LARGE
+        assert ask(server, "/small").body == DIGITS
 
 
 def slow_client(server):

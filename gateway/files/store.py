@@ -226,7 +226,7 @@ class FileStore:
             if not stat.S_ISREG(found.st_mode):
                 return Fault(404, f"{os.fsdecode(path)} is not a regular file")
             if real or self._closed or self._extensions:
-                name = os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}"))
+                name = os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}")).removesuffix(b" (deleted)")
                 if real and name != real:
                     return Fault(404, f"{os.fsdecode(path)}: a symbolic link leads there, and they are not followed")
                 if self.is_closed(name):

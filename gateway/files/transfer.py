@@ -47,12 +47,15 @@ class Transfer:
         self._file: StoredFile | None = file
         self._pieces = deque(pieces)
         self._waits = False  # for a disk, or its next turn
-        self._fetched = 0  # up to here a thread has brought it into memory
+        self._fetched = (0, 0)  # what a thread has brought into memory last
         self._probes = True
         self._copies = not exchange.can_send_files
 
     def begin(self) -> None:
         """Send what can be sent at once."""
+        if self._exchange.is_ended:
+            self._release()
+            return
         self._exchange.responder = self
         self.client_ready()
 
@@ -79,11 +82,13 @@ class Transfer:
                 except OSError as error:
                     self._cut(f"{os.fsdecode(self._file.path)} could not be read to its end: {error.strerror}")
                     return
-                if sent:
-                    self._advance(begin + sent, end)
-                    left -= sent
-                elif sent == 0:
+                if sent is None:
+                    return
+                if not sent:
                     self._cut(f"{os.fsdecode(self._file.path)} became shorter while it was sent")
+                    return
+                self._advance(begin + sent, end)
+                left -= sent
             if left <= 0 and self._file and not exchange.is_congested:
                 self._waits = True
                 self._worker.loop.call_soon(self._go_on)
@@ -113,7 +118,7 @@ class Transfer:
 
     def _is_in_memory(self, descriptor: int, begin: int, count: int) -> bool:
         """Whether the next bytes can be had without waiting for a disk: asked for their first and their last."""
-        if begin < self._fetched or not self._probes:
+        if not self._probes or self._fetched[0] <= begin < self._fetched[1]:
             return True
         one = bytearray(1)
         try:
@@ -129,7 +134,7 @@ class Transfer:
 
     def _fetch(self, file: StoredFile, begin: int, count: int) -> None:
         """Have a thread wait for the disk."""
-        self._fetched = begin + count
+        self._fetched = begin, begin + count
         try:
             future = self._worker.loop.run_in_executor(_disk_threads, _read_through, file.descriptor, begin, count)
         except RuntimeError:
