@@ -723,6 +723,24 @@ def test_the_drain_waits_for_a_download(serve, tree):
     server.stopped = True
 
 
+def test_descriptors_of_files_are_reserved_before_a_connection_is_accepted(serve, tmp_path):
+    for number in range(40):
+        with (tmp_path / str(number)).open("wb") as file:
+            file.truncate(64 * MIB)
+    support.need("prlimit")
+    server = serve("--static", str(tmp_path), prefix=["prlimit", "--nofile=100:100"])
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(slow_client(server)) for _ in range(40)]
+        for number, client in enumerate(clients):
+            client.sendall(request(f"/{number}", close=False))
+        for client in clients:
+            assert client.recv(12) == b"HTTP/1.1 200"
+            misbehaviour.vanish(client)
+    misbehaviour.wait_for(lambda: server.accesses.text.count(" outcome=") == 40)
+    assert " 503 " not in server.accesses.text
+    assert " 404 " not in server.accesses.text
+
+
 def test_no_descriptor_is_no_404(serve, tree):
     server = serve("--static", str(tree), "--loop", "asyncio")
     (worker,) = server.workers()
