@@ -36,6 +36,7 @@ bench: venv
 	$(BIN)/python -m bench.cgi
 	$(BIN)/python -m bench.fastcgi
 	$(BIN)/python -m bench.warm
+	$(BIN)/python -m bench.static
 
 load: venv
 	$(BIN)/python -m tests.load

@@ -8,7 +8,7 @@ from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import reuse_recipe
 from gateway.cgi.warm.shebang import recipe_for
 from gateway.diagnosis import interpreter_trouble
-from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount
+from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount, StaticMount
 
 
 def report(settings: Settings) -> int:
@@ -25,6 +25,8 @@ def report(settings: Settings) -> int:
             print(f"fastcgi  {mount.prefix} -> {mount.server.address}")
         elif isinstance(mount, SiteMount):
             print(f"site     {mount.prefix} -> {mount.directory}, {' '.join(mount.extensions)} by a pool")
+        elif isinstance(mount, StaticMount):
+            print(f"static   {mount.prefix} -> {mount.directory}{', with listings' if mount.listing else ''}")
     troubles = sum(_report_mount(mount) for mount in settings.mounts if isinstance(mount, CgiMount))
     print(f"{troubles} of the programs would fail" if troubles else "all well")
     return 1 if troubles else 0

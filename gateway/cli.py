@@ -42,6 +42,7 @@ from gateway.settings import (
     Timeouts,
     Tls,
 )
+from gateway.static_options import static_mounts
 from gateway.systemd import Notifier, given_descriptors
 from gateway.tls import TlsError, server_context
 from gateway.trial import run_all
@@ -103,7 +104,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
     """
     if options.config:
         return read_file(options.config, sockets)
-    if not (options.cgi_dir or options.fastcgi or options.pool or options.php):
+    if not (options.cgi_dir or options.static or options.fastcgi or options.pool or options.php):
         raise UsageError("--cgi-dir is missing: nothing would be served; write, say, --cgi-dir cgi-bin")
     env = tuple(_variable(text) for text in options.env)
     if sum(len(os.fsencode(name + value)) for name, value in env) > _ENV_LIMIT:
@@ -117,12 +118,13 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_pool(text, env, options, sockets, pools))
     for text in options.php:
         mounts.append(_php(text, env, options, sockets, pools))
+    mounts += static_mounts(options, mounts, _prefix_and_directory)
     _check_pools(pools, options.pool_set)
     try:
         account = account_of(options.user, options.group)
     except UnknownAccount as error:
         raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
-    for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --fastcgi, --pool and --php", object)):
+    for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
     _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])
@@ -141,6 +143,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         http=options.http,
         loop=options.loop,
         debug=options.debug,
+        compress=options.compress,
         access_log=options.access_log,
         error_log=options.error_log,
         log_format=options.log_format,

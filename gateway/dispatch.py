@@ -13,7 +13,7 @@ from gateway.handlers.authorizer import Authorizer
 from gateway.http.response import METHODS
 from gateway.routes import Endpoint, Rewriter, RouteTable, expand, host_of
 from gateway.routing import BadPath, Match, Router, normalise
-from gateway.settings import CgiMount, Settings, SiteMount
+from gateway.settings import CgiMount, Settings, SiteMount, StaticMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,7 +132,7 @@ class Dispatcher:
     ) -> None:
         """Answer by the first of the route's files that is there, else by its last resort."""
         mount = endpoint.route.mount
-        assert isinstance(mount, CgiMount | SiteMount)
+        assert isinstance(mount, CgiMount | SiteMount | StaticMount)
         below = b"/".join(match.rest)
         *candidates, last = endpoint.route.try_files
         for candidate in candidates:

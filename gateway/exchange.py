@@ -10,8 +10,9 @@ from gateway import pages
 from gateway.access_log import Record
 from gateway.body import Body
 from gateway.fault import Fault
+from gateway.http.compression import LEAST, Coding, Encoder
 from gateway.http.message import Fields, Request
-from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start, with_status
+from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start, with_fields, with_status
 
 if TYPE_CHECKING:
     from gateway.connection import Connection
@@ -67,8 +68,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_begun", "_chunked", "_connection", "_ended", "_forced", "_left", "_mute", "_persistence", "_programs",
-        "_start", "_started", "body", "carried", "granted", "id", "policy", "record", "request", "responder", "worker",
+        "_begun", "_chunked", "_coding", "_connection", "_encoder", "_ended", "_forced", "_left", "_mute",
+        "_persistence", "_programs", "_promised", "_start", "_started", "body", "carried", "granted", "id", "policy",
+        "record", "request", "responder", "worker",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
@@ -89,6 +91,9 @@ class Exchange:
         self._mute = False  # the response has no body, whatever is written
         self._chunked = False
         self._left: int | None = None  # bytes that Content-Length still promises
+        self._coding: Coding | None = None  # that the response may be sent in
+        self._encoder: Encoder | None = None
+        self._promised: int | None = None  # bytes that the program still owes, where they are coded
         self._start: Start | None = None  # of a head that has not been sent
         self._persistence = b""
         self._programs = 0  # started and not ended
@@ -121,12 +126,12 @@ class Exchange:
     @property
     def needs_no_more(self) -> bool:
         """Whether all that this response may carry has been written."""
-        return self._begun and (self._mute or self._left == 0)
+        return self._begun and (self._mute or self._left == 0 or self._promised == 0)
 
     @property
     def bytes_missing(self) -> int:
         """How many bytes the response's Content-Length promises beyond what was written."""
-        return 0 if self._mute else self._left or 0
+        return 0 if self._mute else self._left or self._promised or 0
 
     def receive_body(self, body: Body) -> None:
         """Read the request's body into `body`; its `on_complete` follows, at once if the body is here."""
@@ -139,18 +144,44 @@ class Exchange:
 
     def begin(self, status: int, reason: bytes, fields: Fields, length: int | None) -> None:
         """Begin a response whose body has `length` bytes, or an unknown number for None. Sent with the first bytes."""
-        if self.carried:
-            names = {name.lower() for name, _ in self.carried}
-            fields = [*self.carried, *(item for item in fields if item[0].lower() not in names)]
         self.begin_with(status, encode_start(status, reason, fields), length)
+
+    def begin_coded(self, status: int, coding: Coding, length: int | None) -> None:
+        """Begin a response of a program that may be sent in `coding`; its length counts before that.
+
+        Whether it is, is decided with the first bytes: what ends at once, and is small, is sent as it is. The head for
+        HEAD is that of a body of `length`.
+        """
+        is_coded = bool(coding.name) and self.request.version >= (1, 1)
+        if is_coded and length is not None and self.request.method == b"HEAD":
+            self.begin_with(status, coding.coded, None)
+            return
+        self.begin_with(status, coding.plain, length)
+        if is_coded and not self._mute:
+            self._coding = coding
+
+    def _encode(self, data: bytes, is_last: bool) -> bytes:
+        """Return the next piece of a body that may be coded, and is from the first one on."""
+        coding, self._coding = self._coding, None
+        if coding:
+            if is_last and len(data) < LEAST:
+                return data
+            self._encoder = Encoder(coding.name)
+            self._start = self._edited(coding.coded)
+            self._promised, self._left = self._left, None
+            self._chunked = True
+        if self._encoder is None:
+            return data
+        if self._promised is not None:
+            data = data[: self._promised]
+            self._promised -= len(data)
+        return self._encoder.encode(data, is_last)
 
     def begin_with(self, status: int, start: Start, length: int | None) -> None:
         """Begin a response, see `begin`, whose head begins with `start`."""
         request = self.request
-        if self._forced:
-            status, start = self._forced, with_status(start, self._forced)
-        if self.policy:
-            start = self.policy.edit(start)
+        start = self._edited(start)
+        status = self._forced or status
         self._begun = True
         self.record.status = status
         self._mute = request.method == b"HEAD" or status in (204, 304)
@@ -167,6 +198,15 @@ class Exchange:
             self._persistence = b"Connection: keep-alive\r\n"
         self._connection.persists = persistent
         self._start = start
+
+    def _edited(self, start: Start) -> Start:
+        """Return the first lines of a head as the route wants them, for the status of an error page that is made, and
+        with the fields of a program that has let a file answer."""
+        if self._forced:
+            start = with_status(start, self._forced)
+        if self.carried:
+            start = with_fields(start, self.carried)
+        return self.policy.edit(start) if self.policy else start
 
     def _take_head(self) -> bytes:
         """Return the head if it has not been sent, else b''."""
@@ -191,6 +231,9 @@ class Exchange:
         """Send a piece of the body. What exceeds its length, or has no place in this response, is dropped."""
         if self._ended:
             return
+        self._write(self._encode(data, False) if self._coding or self._encoder else data)
+
+    def _write(self, data: bytes) -> None:
         head = self._take_head()
         if self._mute:
             data = b""
@@ -209,10 +252,30 @@ class Exchange:
         elif head or data:
             self._connection.send(head + data if head else data)
 
+    @property
+    def can_send_files(self) -> bool:
+        """Whether `send_file` is to be had: nothing is done to the bytes on their way."""
+        return self._connection.can_send_files
+
+    def send_file(self, descriptor: int, begin: int, most: int, left: int) -> int | None:
+        """Have the kernel send up to `most` of the `left` bytes of a file from `begin` as a piece of the body.
+
+        Return how many went, 0 at the file's end, None where `Responder.client_ready` follows, or `client_gone`. Raise
+        OSError where it cannot be done. The response must have a length and a body.
+        """
+        sent = self._connection.send_file(self._take_head(), descriptor, begin, most, left)
+        if sent:
+            assert self._left is not None
+            self._left -= sent
+            self.record.bytes += sent
+        return sent
+
     def end(self, last: bytes = b"") -> None:
         """Send `last` and end the response well."""
         if self._ended:
             return
+        if self._coding or self._encoder:
+            last = self._encode(last, True)
         if self._chunked and self._start and len(last) <= _SMALL:
             # Nothing was sent: now that the length is known, say it.
             self._chunked = False
@@ -221,7 +284,7 @@ class Exchange:
             self._connection.send(self._take_head() + last)
         else:
             if last or self._start:
-                self.write(last)
+                self._write(last)
             if self._chunked:
                 self._connection.send(LAST_CHUNK)
         self._finish()
@@ -240,7 +303,7 @@ class Exchange:
     def respond_whole(self, status: int, start: Start, body: bytes) -> None:
         """Send a complete response that may have a body, not to HEAD; its head begins with `start`."""
         connection = self._connection
-        is_edited = self.policy or self._forced
+        is_edited = self.policy or self._forced or self.carried
         if is_edited or self.request.version < (1, 1) or len(body) > _SMALL or not connection.may_persist(self.request):
             self.begin_with(status, start, len(body))
             self.end(body)

@@ -35,6 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"gateway {__version__}")
     add("--cgi-dir", action="append", default=[], metavar="[PREFIX=]DIR",
         help=f"serve the programs in DIR below PREFIX (default {DEFAULT_PREFIX}); repeatable")  # fmt: skip
+    add("--static", action="append", default=[], metavar="[PREFIX=]DIR",
+        help="serve the files in DIR as they are below PREFIX (default /); repeatable")  # fmt: skip
+    add("--listing", action="store_true", help="with --static: list what is in a directory that has no index.html")
     add("--fastcgi", action="append", default=[], metavar="PREFIX=ADDRESS",
         help="serve below PREFIX by the FastCGI server at unix:PATH or tcp:HOST:PORT; repeatable")  # fmt: skip
     add("--pool", action="append", default=[], metavar="PREFIX=COMMAND",
@@ -73,7 +76,7 @@ def _add_programs(add: _Add) -> None:
     add("--max-programs", metavar="N", default="256", help="programs at once, per worker (default 256); more wait")
     add("--kill-group", action="store_true", help="when a program ends, end what it left in its process group")
     add("--follow-links", action=argparse.BooleanOptionalAction, default=True,
-        help="follow symbolic links below a directory of programs (default: yes)")  # fmt: skip
+        help="follow symbolic links below a directory of programs or files (default: yes)")  # fmt: skip
 
 
 def _add_fastcgi(add: _Add) -> None:
@@ -87,6 +90,7 @@ def _add_fastcgi(add: _Add) -> None:
 
 
 def _add_clients(add: _Add) -> None:
+    add("--compress", action="store_true", help="send text that programs write in gzip, or br and zstd if installed")
     add("--max-body", metavar="SIZE", default="2G", help="largest body of a request, as 512K, 16M, 2G (default 2G)")
     add("--header-timeout", metavar="SECONDS", help="a request's head must be complete within (default 20)")
     add("--body-timeout", metavar="SECONDS", help="longest stall of a request's body (default 60)")

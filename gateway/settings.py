@@ -87,6 +87,18 @@ class SiteMount:
 
 
 @dataclass(frozen=True, slots=True)
+class StaticMount:
+    """A tree of files served below `prefix`, none of them run. `index` are names of a directory's own page; with
+    `listing`, a directory without one is answered by the names of what is in it."""
+
+    prefix: str
+    directory: str
+    index: tuple[str, ...] = ("index.html",)
+    follow_links: bool = True
+    listing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """A pool of processes that is started and kept by us: `server`'s name, address and number of children, their
     command line, their variables, and the pool's directives, each as ``KEY=VALUE``."""
@@ -103,7 +115,7 @@ class Pool:
         return self.app or shlex.join(self.command)
 
 
-Mount = CgiMount | FastCgiMount | SiteMount
+Mount = CgiMount | FastCgiMount | SiteMount | StaticMount
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +191,8 @@ class Settings:
     pid_file: str = ""
     temp_dir: str = ""
     tls: Tls | None = None
+    # Whether what programs write is sent in a content coding that the client accepts.
+    compress: bool = False
     # Programs at once in one worker; more wait in line. Apache's MaxRequestWorkers is 400 for all of the server.
     max_programs: int = 256
     # Requests that wait for a place; one more is answered 503 at once.
@@ -196,6 +210,8 @@ class Settings:
         """Every FastCGI server that is asked for something, once."""
         found: dict[FastCgiServer, None] = {}
         for mount in (*self.mounts, *self.authorizers):
-            servers = [server for _, server in mount.reuse] if isinstance(mount, CgiMount) else [mount.server]
-            found |= dict.fromkeys(servers)
+            if isinstance(mount, CgiMount):
+                found |= dict.fromkeys(server for _, server in mount.reuse)
+            elif not isinstance(mount, StaticMount):
+                found[mount.server] = None
         return tuple(found)

@@ -33,12 +33,13 @@ from gateway.handlers.fastcgi import FastCgiApplication
 from gateway.handlers.files import send_file
 from gateway.handlers.index import Index, Nothing
 from gateway.handlers.site import Site
+from gateway.handlers.static import StaticTree, file_store
 from gateway.http.base_reader import Reader
 from gateway.http.message import Refused
 from gateway.http.reader import reader_class
 from gateway.readiness import Readiness
 from gateway.routes import Endpoint
-from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings
+from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings, SiteMount, StaticMount
 from gateway.tls import server_context
 
 # Deadlines are looked at so often, in seconds: one timer a worker instead of one a connection.
@@ -102,7 +103,9 @@ class Worker:
         self.runs: set[Run] = set()
         self.is_draining = False
         self._takes_more_until = math.inf
-        places, self._capacity = _capacity(settings.max_programs)
+        sends_files = any(isinstance(mount, StaticMount | SiteMount) for mount in settings.mounts)
+        places, self._capacity = _capacity(settings.max_programs, 2 if sends_files else 1)
+        self.files = file_store(settings.mounts)
         self.readiness = Readiness(self.loop)
         self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
         self._reader_class = reader_class(settings.http)
@@ -129,6 +132,8 @@ class Worker:
             return Nothing()
         if isinstance(mount, CgiMount):
             return CgiDirectory(self, mount, number)
+        if isinstance(mount, StaticMount):
+            return StaticTree(self, mount)
         return FastCgiApplication(self, mount) if isinstance(mount, FastCgiMount) else Site(self, mount)
 
     def backend(self, server: FastCgiServer) -> Backend:
@@ -367,8 +372,8 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def _capacity(max_programs: int) -> tuple[int, int]:
-    """Return how many programs and how many connections this process has descriptors for.
+def _capacity(max_programs: int, each: int) -> tuple[int, int]:
+    """Return how many programs, and how many connections that take `each`, this process has descriptors for.
 
     What an accepted request will need is thus reserved before it is accepted. The soft limit is raised to the hard
     one; programs are started by another process and keep the soft limit.
@@ -378,7 +383,7 @@ def _capacity(max_programs: int) -> tuple[int, int]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     free = max(hard - _OWN_DESCRIPTORS, 16) if hard != resource.RLIM_INFINITY else 1_000_000
     programs = max(1, min(max_programs, free // (2 * _PROGRAM_DESCRIPTORS)))
-    return programs, max(1, free - programs * _PROGRAM_DESCRIPTORS)
+    return programs, max(1, (free - programs * _PROGRAM_DESCRIPTORS) // each)
 
 
 def run_worker(

@@ -35,6 +35,7 @@ from gateway.settings import (
     Route,
     Settings,
     SiteMount,
+    StaticMount,
     Timeouts,
     Tls,
 )
@@ -106,6 +107,7 @@ class _Builder:
             pid_file=self._path(server.pid_file) if server.pid_file else "",
             temp_dir=self._temp_dir(server.temp_dir),
             tls=self._tls(document),
+            compress=server.compress,
             max_programs=_within(("server", "max_programs"), server.max_programs, 1, 999_999),
             timeouts=self._timeouts(document),
             limits=limits,
@@ -206,8 +208,10 @@ class _Builder:
                 raise Mistake((*where, name), "goes with cgi alone")
         if keys.redirect:
             return None
+        if keys.listing and not (keys.root and not keys.fastcgi):
+            raise Mistake((*where, "listing"), "goes with root alone")
         if not keys.fastcgi:
-            raise Mistake((*where, "root"), "files without programs are not served yet; add fastcgi and extensions")
+            return self._static(where, prefix, keys)
         server = self._server((*where, "fastcgi"), keys.fastcgi, prefix, keys.connections)
         if not keys.root:
             if keys.extensions:
@@ -219,10 +223,16 @@ class _Builder:
             if not _EXTENSION.fullmatch(extension):
                 raise Mistake((*where, "extensions", at), f"{extension!r} is none; write, say, .php")
         root = self._existing((*where, "root"), keys.root)
-        index, extensions = tuple(keys.index), tuple(keys.extensions)
+        index, extensions = tuple(keys.index or ("index.php", "index.html")), tuple(keys.extensions)
         return SiteMount(
             prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization
         )
+
+    def _static(self, where: Where, prefix: str, keys: RouteKeys) -> StaticMount:
+        if keys.extensions:
+            raise Mistake((*where, "extensions"), "goes with fastcgi, which runs those files")
+        root = self._existing((*where, "root"), keys.root)
+        return StaticMount(prefix, root, tuple(keys.index or ("index.html",)), keys.follow_links, keys.listing)
 
     def _existing(self, where: Where, text: str) -> str:
         path = self._path(text)

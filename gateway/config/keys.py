@@ -51,6 +51,9 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     queue_timeout: Annotated[Seconds, _key("longest wait for a place to be served in")] = 30
     kill_timeout: Annotated[Seconds, _key("from TERM to KILL for a program that is ended")] = 3
     stop_timeout: Annotated[Seconds, _key("QUIT waits so long for what is under way", "worker_shutdown_timeout")] = 30
+    compress: Annotated[
+        bool, _key("send text that programs write in gzip, or br and zstd if installed", "gzip")
+    ] = False
     https_port: Annotated[
         int, _key("requests that came without TLS are sent to this port by https; 0: answered", "return 301 https://")
     ] = 0
@@ -96,9 +99,10 @@ class Route(Struct, forbid_unknown_fields=True, kw_only=True):
     extensions: Annotated[list[str], _key("with root: files that fastcgi runs; all others are sent")] = field(
         default_factory=list
     )
-    index: Annotated[list[str], _key("with root: what a directory stands for", "index")] = field(
-        default_factory=lambda: ["index.php", "index.html"]
-    )
+    index: Annotated[
+        list[str], _key("with root: what a directory stands for; index.html, with fastcgi index.php before it", "index")
+    ] = field(default_factory=list)
+    listing: Annotated[bool, _key("with root alone: list a directory that has no page of its own", "autoindex")] = False
     connections: Annotated[int, _key("to a server that is no pool of ours: how many it can serve at once")] = 0
     redirect: Annotated[Redirect | None, _key("the client is sent elsewhere", "return")] = None
     try_files: Annotated[

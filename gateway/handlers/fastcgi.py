@@ -173,7 +173,8 @@ class FastCgiRun:
         """Whether `data` is a whole response with a header that was seen before, as most are; it is sent then."""
         found = known_header(data)
         exchange = self._exchange
-        if not found or exchange.responder is not self or exchange.request.method == b"HEAD":
+        is_other = exchange.request.method == b"HEAD" or self._worker.settings.compress
+        if not found or exchange.responder is not self or is_other:
             return False
         header, size = found
         length = len(data) - size
