@@ -25,12 +25,14 @@ from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
+from gateway.limit_options import client_settings
 from gateway.log_file import LogFile
 from gateway.master import Master
-from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
+from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.pools import check_pool
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Pool, Settings, SiteMount, Timeouts, Tls
 from gateway.tls import TlsError, server_context
+from gateway.usage import UsageError
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
@@ -115,6 +117,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         max_programs=_count("--max-programs", options.max_programs),
         timeouts=_timeouts(options),
         limits=Limits(body=_size("--max-body", options.max_body)),
+        clients=client_settings(options, listen, _prefix),
     )
 
 

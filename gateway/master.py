@@ -28,6 +28,7 @@ from gateway.cgi.spawner import Spawner
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.keeper import WarmMount
 from gateway.cgi.wire import channel
+from gateway.clients.table import ClientShare, ClientTable
 from gateway.diagnosis import exit_word
 from gateway.error_log import ErrorLog
 from gateway.fastcgi.tokens import Share, Tokens
@@ -82,6 +83,8 @@ class Master:
             for server in settings.fastcgi_servers
             if server.connections
         }
+        clients = settings.clients
+        self._clients = ClientTable(clients.addresses, settings.workers) if clients.are_counted else None
         self._selector = selectors.DefaultSelector()
         self._stopping = ""  # "", "drain" or "stop"
         self._stop_by = 0.0
@@ -246,6 +249,8 @@ class Master:
         if child.kind == "worker":
             for tokens in self._tokens.values():
                 tokens.recover(child.number - 1)
+            if self._clients:
+                self._clients.recover(child.number - 1)
         if self._stopping:
             self._end_pools_if_alone()
             return
@@ -348,7 +353,8 @@ class Master:
     def _be_worker(self, number: int, control: socket.socket, roll: Roll) -> None:
         _die_with_parent(self._pid)
         shares = {server: Share(tokens, number) for server, tokens in self._tokens.items()}
-        front.run_worker(self._settings, self._listeners, control, roll, shares)
+        counted = ClientShare(self._clients, number) if self._clients else None
+        front.run_worker(self._settings, self._listeners, control, roll, shares, counted)
 
     def _be_pool(self, pool: Pool, ready: int) -> None:
         for listener in self._listeners:

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -18,6 +17,10 @@ from gateway.access_log import AccessLog
 from gateway.body import Body, start_disk_thread
 from gateway.cgi.launcher import Launcher
 from gateway.cgi.roll import Roll
+from gateway.clients.door import Door
+from gateway.clients.entrance import Entrance
+from gateway.clients.peer import Peer
+from gateway.clients.table import ClientShare
 from gateway.connection import Connection, refused_record
 from gateway.error_log import ErrorLog
 from gateway.exchange import Exchange, renew_ids
@@ -25,6 +28,7 @@ from gateway.fastcgi.backend import Backend
 from gateway.fastcgi.tokens import Share
 from gateway.fault import Fault
 from gateway.handlers.authorizer import Authorizer
+from gateway.handlers.basic_auth import BasicAuthGuard
 from gateway.handlers.cgi import CgiDirectory
 from gateway.handlers.fastcgi import FastCgiApplication
 from gateway.handlers.index import Index
@@ -36,7 +40,6 @@ from gateway.http.response import METHODS
 from gateway.readiness import Readiness
 from gateway.routing import BadPath, Router
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Settings
-from gateway.tls import server_context
 
 # Deadlines are looked at so often, in seconds: one timer a worker instead of one a connection.
 _SWEEP = 0.25
@@ -75,6 +78,13 @@ class Handler(Protocol):
         """Answer `exchange`, whose path has `segments` below the handler's prefix."""
 
 
+class Guard(Protocol):
+    """What stands before all that is below a prefix."""
+
+    def ask(self, exchange: Exchange, redirects: int) -> None:
+        """Have `exchange` granted and routed anew, or answer it."""
+
+
 class Worker:
     """Serves `listeners` until the master says otherwise on `control`."""
 
@@ -85,6 +95,7 @@ class Worker:
         control: socket.socket,
         roll: Roll,
         shares: Mapping[FastCgiServer, Share],
+        counted: ClientShare | None,
     ) -> None:
         self.settings = settings
         self.loop = _new_loop(settings.loop)
@@ -94,23 +105,28 @@ class Worker:
         self.connections: set[Connection] = set()
         self.runs: set[Run] = set()
         self.is_draining = False
-        places, self._capacity = _capacity(settings.max_programs)
+        places, capacity = _capacity(settings.max_programs)
+        self._capacity = min(capacity, settings.clients.max_connections or capacity)
         self.readiness = Readiness(self.loop)
         self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
         self._reader_class = reader_class(settings.http)
         self._listeners = listeners
         self._control = control
         self._accepting = False
-        self._adopting: set[asyncio.Task[None]] = set()
         self._said_scarce = 0.0
-        self._tls = server_context(settings.tls) if settings.tls else None
         self._backends = {server: Backend(self, server, shares.get(server)) for server in settings.fastcgi_servers}
         routes: dict[str, Handler] = {"/": Index(settings.mounts)}
         for number, mount in enumerate(settings.mounts):
             routes[mount.prefix] = self._handler(mount, number)
         self._router = Router(routes.items())
-        guards = [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers]
-        self._guards = Router(guards) if guards else None
+        # Of each kind the one with the longest prefix is asked: who it is first, then whether that one may.
+        kinds: list[list[tuple[str, Guard]]] = [
+            [(auth.prefix, BasicAuthGuard(self, auth)) for auth in settings.clients.auth],
+            [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers],
+        ]
+        self._guards = [Router(guards) for guards in kinds if guards]
+        self.door = Door(self, settings.clients, counted) if counted or settings.clients.real_ip else None
+        self._entrance = Entrance(self, _proxied(settings, listeners))
 
     def _handler(self, mount: Mount, number: int) -> Handler:
         if isinstance(mount, CgiMount):
@@ -161,7 +177,7 @@ class Worker:
     def _accept(self, listener: socket.socket) -> None:
         """Accept one connection: what else waits is shared with the other workers."""
         try:
-            accepted, _ = listener.accept()
+            accepted, name = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -173,36 +189,28 @@ class Worker:
             self._stop_listening()
             self.loop.call_later(_ACCEPT_PAUSE, self._listen)
             return
-        accepted.setblocking(False)
-        task = self.loop.create_task(self._adopt(accepted))
-        self._adopting.add(task)
-        task.add_done_callback(self._adopting.discard)
-        # Those on their way in hold descriptors too.
-        if len(self.connections) + len(self._adopting) >= self._capacity:
+        self._entrance.take(listener, accepted, name)
+        if len(self.connections) + self._entrance.count >= self._capacity:
             self._stop_listening()
-
-    async def _adopt(self, accepted: socket.socket) -> None:
-        try:
-            if self._tls:
-                await self.loop.connect_accepted_socket(
-                    lambda: Connection(self),
-                    accepted,
-                    ssl=self._tls,
-                    ssl_handshake_timeout=self.settings.timeouts.handshake,
-                )
-            else:
-                await self.loop.connect_accepted_socket(lambda: Connection(self), accepted)
-        except (OSError, ssl.SSLError):
-            accepted.close()
-            self._room_for_connections()
 
     def connection_lost(self, connection: Connection) -> None:
         """A connection has ended."""
         self.connections.discard(connection)
+        self.did_not_come(connection.peer)
+
+    def did_not_come(self, peer: Peer) -> None:
+        """There is one connection less, or one that was accepted did not come so far."""
+        if peer.seat:
+            self.leave(peer.seat)
         if self.is_draining:
             self._leave_if_done()
         else:
             self._room_for_connections()
+
+    def leave(self, seat: int) -> None:
+        """What was counted under `seat` has ended."""
+        if self.door:
+            self.door.leave(seat)
 
     def _room_for_connections(self) -> None:
         if not self._accepting:
@@ -211,7 +219,12 @@ class Worker:
     # -- requests
 
     def answer(self, exchange: Exchange) -> None:
-        """Answer a request of a client."""
+        """Answer a request of a client, if it may have it and may have it now."""
+        if not self.door or not self.door.holds(exchange):
+            self.admit(exchange)
+
+    def admit(self, exchange: Exchange) -> None:
+        """Answer a request of a client that may have it."""
         method = exchange.request.method
         if method == b"TRACE":
             exchange.fail(Fault(405, "TRACE is not allowed", allow=METHODS))
@@ -223,7 +236,7 @@ class Worker:
     def route(self, exchange: Exchange, redirects: int) -> None:
         """Hand `exchange` to what its path leads to, after so many redirects within the server."""
         try:
-            if self._guards and self._is_asked(exchange, self._guards, redirects):
+            if self._guards and self._is_asked(exchange, redirects):
                 return
             match = self._router.match(exchange.request.path)
         except BadPath as bad:
@@ -234,13 +247,14 @@ class Worker:
         else:
             exchange.fail(Fault(404, "nothing is mounted there"))
 
-    def _is_asked(self, exchange: Exchange, guards: Router[Authorizer], redirects: int) -> bool:
-        """Ask the Authorizer of the path, unless there is none or it has let the request pass; raise BadPath."""
-        guard = guards.match(exchange.request.path)
-        if not guard or (exchange.granted and exchange.granted.by is guard.target):
-            return False
-        guard.target.ask(exchange, redirects)
-        return True
+    def _is_asked(self, exchange: Exchange, redirects: int) -> bool:
+        """Ask the next guard of the path that has not let the request pass, if there is one; raise BadPath."""
+        for guards in self._guards:
+            guard = guards.match(exchange.request.path)
+            if guard and not (exchange.granted and exchange.granted.passes(guard.target)):
+                guard.target.ask(exchange, redirects)
+                return True
+        return False
 
     def new_body(
         self, exchange: Exchange, on_complete: Callable[[], None], on_error: Callable[[OSError], None]
@@ -303,7 +317,7 @@ class Worker:
 
     def _leave_if_done(self) -> None:
         idle = self.launcher.is_idle and all(backend.is_idle for backend in self._backends.values())
-        if idle and not self.connections and not self._adopting:
+        if idle and not self.connections and not self._entrance.count:
             self.loop.stop()
 
     def _stop(self) -> None:
@@ -355,12 +369,22 @@ def _capacity(max_programs: int) -> tuple[int, int]:
     return programs, max(1, free - programs * _PROGRAM_DESCRIPTORS)
 
 
+def _proxied(settings: Settings, listeners: list[socket.socket]) -> list[socket.socket]:
+    """Return the listeners whose connections begin with a PROXY header; they stand in the order of the addresses."""
+    header = settings.clients.proxy_protocol
+    if not header:
+        return []
+    pairs = zip(settings.listen, listeners, strict=True)
+    return [listener for address, listener in pairs if not header.listen or address in header.listen]
+
+
 def run_worker(
     settings: Settings,
     listeners: list[socket.socket],
     control: socket.socket,
     roll: Roll,
     shares: Mapping[FastCgiServer, Share],
+    counted: ClientShare | None,
 ) -> None:
     """Be a front worker, in a process of its own."""
     renew_ids()
@@ -370,4 +394,4 @@ def run_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    Worker(settings, listeners, control, roll, shares).run()
+    Worker(settings, listeners, control, roll, shares, counted).run()
