@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from gateway.clients.addresses import Trusted, parse_address
@@ -23,6 +24,8 @@ _STRING = rb'"(?:[^"\\]|\\.)*"'
 # RFC 7239 section 4: a pair, or nothing, which lists allow (RFC 9110 section 5.6.1), and white space around it.
 _PAIR = re.compile(rb"[ \t]*(?:(" + _TOKEN + rb")=(" + _TOKEN + rb"|" + _STRING + rb")[ \t]*)?", re.DOTALL)
 _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?")
+# An IPv6 address that holds one of IPv4, in brackets, and a port.
+_LONGEST_NODE = 53
 _SCHEMES = frozenset(("http", "https"))
 
 
@@ -126,6 +129,11 @@ def _node(text: str) -> tuple[str, int] | None:
 
     An IPv6 address without brackets and port is taken, too, since X-Forwarded-For has it so.
     """
+    return _read_node(text) if len(text) <= _LONGEST_NODE else None
+
+
+@lru_cache(maxsize=1024)
+def _read_node(text: str) -> tuple[str, int] | None:
     match = _NODE.fullmatch(text)
     if match:
         address = parse_address(match[1] or match[2])
