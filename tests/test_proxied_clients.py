@@ -204,6 +204,19 @@ def test_nobody_else_is_believed(start):
     assert env["REMOTE_ADDR"] == "192.0.2.1"
 
 
+def test_a_proxy_over_a_unix_socket(start, tmp_path):
+    raw = request("/cgi-bin/env", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https", close=True)
+    for number, (options, expected) in enumerate([(("--real-ip", "unix:"), "192.0.2.1"), ((), "127.0.0.1")]):
+        path = tmp_path / f"s{number}"
+        start("--listen", f"unix:{path}", *options)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(raw)
+            env = told(support.receive_all(sock))
+        assert env["REMOTE_ADDR"] == expected
+        assert ("HTTPS" in env) is (expected == "192.0.2.1")
+
+
 @pytest.mark.parametrize(
     ("header", "line"),
     [("Forwarded", 'Forwarded: for=6.6.6.6, For="192.0.2.1:80";proto=HTTPS'), ("X-Real-IP", "x-real-ip: 192.0.2.1")],

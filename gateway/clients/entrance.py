@@ -37,14 +37,15 @@ class Entrance:
         self._trusted = Trusted(settings.proxy_protocol.trust) if settings.proxy_protocol else None
         self._tls = server_context(worker.settings.tls) if worker.settings.tls else None
         self._kind = PacedConnection if settings.pace.body or settings.pace.send else Connection
-        # Those on their way in, the oldest first; None for one that has had to give way and will notice.
-        self._coming: dict[asyncio.Task[None], socket.socket | None] = {}
+        # Those on their way in, the oldest first, and those that had to give way and have not noticed.
+        self._coming: dict[asyncio.Task[None], socket.socket] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._said = 0.0
 
     @property
     def count(self) -> int:
         """How many are on their way in: they hold descriptors, too."""
-        return len(self._coming)
+        return len(self._coming) + len(self._leaving)
 
     def take(self, listener: socket.socket, accepted: socket.socket, name: object) -> None:
         """Let in who was accepted from `listener`; `name` is the other end's."""
@@ -67,15 +68,14 @@ class Entrance:
 
     def _has_come(self, task: asyncio.Task[None]) -> None:
         self._coming.pop(task, None)
+        self._leaving.discard(task)
 
     def _drop_oldest(self) -> None:
-        task, accepted = next(iter(self._coming.items()))
-        del self._coming[task]
-        self._coming[task] = None
-        if accepted:
-            # Not closed: whoever waits for it sees its end, and closes it.
-            with contextlib.suppress(OSError):
-                accepted.shutdown(socket.SHUT_RDWR)
+        task = next(iter(self._coming))
+        self._leaving.add(task)
+        # Not closed: whoever waits for it sees its end, and closes it.
+        with contextlib.suppress(OSError):
+            self._coming.pop(task).shutdown(socket.SHUT_RDWR)
 
     def _is_welcome(self, peer: Peer) -> bool:
         door = self._worker.door

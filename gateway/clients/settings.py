@@ -17,6 +17,9 @@ class Trust:
     networks: tuple[Network, ...] = ()
     unix: bool = False
 
+    def __str__(self) -> str:
+        return ", ".join([*map(str, self.networks), *(["Unix sockets"] if self.unix else [])])
+
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
