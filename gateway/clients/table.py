@@ -141,6 +141,8 @@ class ClientShare:
             self._tidy(before)
 
     def _tidy(self, place: int) -> None:
-        """Where another client's key stands now, write what is known of that one."""
+        """Where another client's key stands now, write what is counted there of that one."""
         if place >= 0:
-            self._counts[self._mine + place] = self._here.get(self._keys[place], 0)
+            key = self._keys[place]
+            is_there = self._places.get(key) == place
+            self._counts[self._mine + place] = self._here.get(key, 0) if is_there else 0
