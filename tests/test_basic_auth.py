@@ -136,6 +136,7 @@ def test_an_authorizer_is_asked_after_the_password_and_told_who_it_is(start, fil
             call.answer(b"Status: 200\r\nVariable-ROLE: editor\r\n\r\n")
             env = told(support.receive_all(sock))
         assert (env["REMOTE_USER"], env["ROLE"]) == ("alice", "editor")
+        server.wait_for_access(r" - alice \[.* 200 ")
     finally:
         server.stop()
         peer.close()
@@ -173,6 +174,9 @@ def test_the_file_is_read_again_when_it_changes(start, file):
     file.write_text(entry("dave", "later"))
     misbehaviour.wait_for(lambda: verdict("dave", "later") == 200)
     assert verdict("carol", "new") == 401
+    # Emptied: nobody is left.
+    file.write_text("")
+    misbehaviour.wait_for(lambda: verdict("dave", "later") == 401)
     assert server.errors.text.count("SHA-1") == 1
     assert server.errors.text.count("line 2: the password of erin is not bcrypt") == 1
     assert "until then, what was read before holds" in server.errors.text
@@ -180,8 +184,9 @@ def test_the_file_is_read_again_when_it_changes(start, file):
 
 def test_a_slow_check_stops_nobody_else_and_those_that_wait_are_bounded(start, tmp_path):
     # 15 is some seconds for one check; so while a hundred come, the first ones are still being checked.
-    (tmp_path / "dear").write_text("alice:" + "$2b$15$abcdefghijklmnopqrstuu" + "x" * 31 + "\n")
+    (tmp_path / "dear").write_text(entry("bob", "word") + "alice:$2b$15$abcdefghijklmnopqrstuu" + "x" * 31 + "\n")
     server = start("--auth", f"/cgi-bin/env/={tmp_path / 'dear'}")
+    assert status(get(server, "/cgi-bin/env", basic("bob", "word"))) == 200
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(client(server)) for _ in range(100)]
         for number, sock in enumerate(socks):
@@ -189,11 +194,14 @@ def test_a_slow_check_stops_nobody_else_and_those_that_wait_are_bounded(start, t
         server.wait_for_access(r" 503 ")
         for _ in range(5):
             assert status(get(server, "/cgi-bin/fine")) == 200
+            # Nor who is remembered, also when the file has to be looked at again.
+            assert status(get(server, "/cgi-bin/env", basic("bob", "word"))) == 200
         assert server.accesses.text.count(" 401 ") < 60
         assert server.accesses.text.count(" 503 ") >= 100 - 64 - server.accesses.text.count(" 401 ")
     # Those that have left are not checked any more.
     misbehaviour.wait_for(lambda: server.accesses.text.count(" 499 ") >= 40)
-    server.wait_for_log("too many passwords wait to be checked")
+    server.wait_for_access(r" 503 .*outcome=limited")
+    assert " error " not in server.errors.text
 
 
 def test_one_check_answers_all_who_ask_with_the_same(start, tmp_path):

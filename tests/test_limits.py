@@ -90,7 +90,7 @@ def test_drain_waits_for_who_waits_for_its_turn(start):
         server.process.send_signal(signal.SIGQUIT)
         got += support.receive_all(sock)
     assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200"] * 2
-    assert server.stop() == 0
+    assert server.process.wait(support.PATIENCE) == 0
 
 
 def test_who_comes_over_a_unix_socket_has_no_address(start, tmp_path):

@@ -108,6 +108,8 @@ class _Question(FastCgiRun):
         }
         exchange.grant(self._authorizer, variables)
         exchange.record.exit = ""
-        exchange.record.user = variables.get(b"REMOTE_USER", b"").decode("utf-8", "surrogateescape")
+        if exchange.granted:
+            user = exchange.granted.variables.get(b"REMOTE_USER", b"")
+            exchange.record.user = user.decode("utf-8", "surrogateescape")
         exchange.responder = None
         self._worker.route(exchange, self._redirects)

@@ -1,6 +1,6 @@
 """Asks for a name and a password (RFC 7617) before anything below a prefix is served.
 
-To check a password takes longer than to answer many requests, so it is done by a thread, one for each file, with a
+To check a password takes longer than to answer many requests, so it is done by a thread, one for each prefix, with a
 bound on those that wait. A browser sends the same credentials with each request; what was right is remembered for a
 while, not the password but a keyed digest of it, under a key that dies with the process.
 """
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import binascii
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.body import start_disk_thread
 from gateway.clients.htpasswd import HtpasswdError, Passwords, read_htpasswd
 from gateway.clients.settings import BasicAuth
 from gateway.exchange import Exchange
-from gateway.fault import Fault
+from gateway.fault import LIMITED, Fault
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,16 +36,8 @@ _LONGEST = 4096
 
 _AUTHORIZATION = b"authorization"
 
-
-class _Checked(NamedTuple):
-    """What the thread found: whether the credentials are right, by which state of the file, and its trouble if any.
-
-    `is_right` is None where nobody waited for it any more.
-    """
-
-    is_right: bool | None
-    generation: int
-    trouble: str
+# A request, and the redirects within the server that led it here.
+_Asking = tuple[Exchange, int]
 
 
 class BasicAuthGuard:
@@ -55,26 +47,56 @@ class BasicAuthGuard:
         self._worker = worker
         self._challenge = f'Basic realm="{settings.realm}", charset="UTF-8"'
         self._file = _WatchedFile(settings.file)
+        self._passwords = Passwords({})
+        self._trouble = ""
+        self._right: dict[bytes, tuple[bytes, float]] = {}
+        self._take(self._file.look())
+        self._look_at = worker.now() + _LOOK_AGAIN
         # Started now, so that it is there when threads are to be had no more.
         self._thread = ThreadPoolExecutor(1, "passwords")
-        self._generation = self._thread.submit(self._file.check, None).result().generation
+        self._thread.submit(read_credentials, b"").result()
         self._key = os.urandom(32)
-        self._right: dict[bytes, tuple[bytes, float]] = {}
-        # Those whose credentials are being checked, by their digest.
-        self._asking: dict[bytes, list[tuple[Exchange, int]]] = {}
-        self._look_at = 0.0
-        self._trouble = ""
+        # Who waits for the file to be looked at; and for a check, by the digest of what is checked.
+        self._looking: list[_Asking] = []
+        self._asking: dict[bytes, list[_Asking]] = {}
 
     def ask(self, exchange: Exchange, redirects: int) -> None:
         """Have `exchange` served if it has a name and password of the file; otherwise ask for them."""
+        if self._worker.now() < self._look_at:
+            self._judge(exchange, redirects)
+            return
+        self._looking.append((exchange, redirects))
+        if len(self._looking) == 1:
+            # Not by the thread of the checks: who is remembered does not wait for those who guess.
+            job = self._worker.loop.run_in_executor(start_disk_thread(), self._file.look)
+            job.add_done_callback(self._looked)
+
+    def _looked(self, done: asyncio.Future[_Look]) -> None:
+        self._look_at = self._worker.now() + _LOOK_AGAIN
+        error = done.exception()
+        self._take(_Look(None, f"the file of passwords could not be looked at: {error}") if error else done.result())
+        looking, self._looking = self._looking, []
+        for exchange, redirects in looking:
+            if not exchange.is_ended:
+                self._judge(exchange, redirects)
+
+    def _take(self, look: _Look) -> None:
+        if look.passwords is not None:
+            self._passwords = look.passwords
+            self._right = {}
+        if look.trouble != self._trouble:
+            self._trouble = look.trouble
+            if look.trouble:
+                self._worker.error_log.error(look.trouble)
+
+    def _judge(self, exchange: Exchange, redirects: int) -> None:
         values = [value for name, value in exchange.request.fields if name == _AUTHORIZATION]
         if len(values) != 1 or len(values[0]) > _LONGEST:
             self._refuse(exchange)
             return
         digest = blake2b(values[0], digest_size=32, key=self._key).digest()
-        now = self._worker.now()
         known = self._right.get(digest)
-        if known and now < known[1] and now < self._look_at:
+        if known and self._worker.now() < known[1]:
             self._grant(exchange, known[0], redirects)
             return
         credentials = read_credentials(values[0])
@@ -85,47 +107,48 @@ class BasicAuthGuard:
         if asking:
             asking.append((exchange, redirects))
         elif len(self._asking) >= _WAITING:
-            exchange.fail(Fault(503, "too many passwords wait to be checked", retry_after=5))
+            exchange.fail(Fault(503, "too many passwords wait to be checked", LIMITED, retry_after=5))
         else:
-            asking = self._asking[digest] = [(exchange, redirects)]
-            # What is known to be right needs no check as long as the file has not changed.
-            generation = self._generation if known and now < known[1] else -1
-            job = self._worker.loop.run_in_executor(self._thread, self._file.check, credentials, generation, asking)
-            job.add_done_callback(lambda done: self._checked(digest, credentials[0], generation, done))
+            self._check(digest, credentials, (exchange, redirects))
 
-    def _checked(self, digest: bytes, user: bytes, generation: int, done: asyncio.Future[_Checked]) -> None:
-        asking = self._asking.pop(digest)
+    def _check(self, digest: bytes, credentials: tuple[bytes, bytes], first: _Asking) -> None:
+        asking = self._asking[digest] = [first]
+        passwords = self._passwords
+
+        def check() -> bool | None:
+            """Return whether they are right, None where nobody waits for it any more; by the thread."""
+            if all(exchange.is_ended for exchange, _ in asking):
+                return None
+            return passwords.verify(*credentials)
+
+        job = self._worker.loop.run_in_executor(self._thread, check)
+        job.add_done_callback(lambda done: self._checked(digest, credentials[0], passwords, done))
+
+    def _checked(self, digest: bytes, user: bytes, passwords: Passwords, done: asyncio.Future[bool | None]) -> None:
+        asking = [item for item in self._asking.pop(digest) if not item[0].is_ended]
         if done.exception():
             for exchange, _ in asking:
                 exchange.fail(Fault(500, f"the password could not be checked: {done.exception()}"))
             return
-        found = done.result()
-        now = self._worker.now()
-        self._look_at = now + _LOOK_AGAIN
-        if found.generation != self._generation:
-            self._generation = found.generation
-            self._right.clear()
-        if found.trouble != self._trouble:
-            self._trouble = found.trouble
-            if found.trouble:
-                self._worker.error_log.error(found.trouble)
-        if found.is_right and generation != found.generation:
-            self._remember(digest, user, now)
+        is_right = done.result()
+        if is_right is None or passwords is not self._passwords:
+            # It came when all others had left; or the file has changed meanwhile.
+            for exchange, redirects in asking:
+                self.ask(exchange, redirects)
+            return
+        if is_right:
+            self._remember(digest, user)
         for exchange, redirects in asking:
-            if exchange.is_ended:
-                continue  # the client has left
-            if found.is_right is None:
-                self.ask(exchange, redirects)  # it came when all others had left
-            elif found.is_right:
+            if is_right:
                 self._grant(exchange, user, redirects)
             else:
                 self._refuse(exchange)
 
-    def _remember(self, digest: bytes, user: bytes, now: float) -> None:
+    def _remember(self, digest: bytes, user: bytes) -> None:
+        self._right.pop(digest, None)
         if len(self._right) >= _REMEMBERED:
             del self._right[next(iter(self._right))]
-        self._right.pop(digest, None)
-        self._right[digest] = user, now + _REMEMBER
+        self._right[digest] = user, self._worker.now() + _REMEMBER
 
     def _grant(self, exchange: Exchange, user: bytes, redirects: int) -> None:
         exchange.record.user = user.decode("utf-8", "surrogateescape")
@@ -138,50 +161,40 @@ class BasicAuthGuard:
         exchange.fail(Fault(401, "a name and a password are asked for", challenge=self._challenge))
 
 
+class _Look(NamedTuple):
+    """What a look at the file brought: what is in it if that is new, and what is wrong with it if anything is."""
+
+    passwords: Passwords | None
+    trouble: str
+
+
 class _WatchedFile:
-    """A file of passwords that may change. It is used by one thread, which may wait for a disk."""
+    """A file of passwords that may change. Looked at by one thread at a time, which may wait for a disk."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._passwords: Passwords | None = None
+        self._meanwhile = "until then, nobody is let in"
         self._seen: object = None
-        self._generation = 0
         self._trouble = ""
 
-    def check(
-        self, credentials: tuple[bytes, bytes] | None, right_in: int = -1, asking: Sequence[tuple[Exchange, int]] = ()
-    ) -> _Checked:
-        """Read the file if it has changed, and check name and password, which were right in generation `right_in`."""
-        self._look()
-        if asking and all(exchange.is_ended for exchange, _ in asking):
-            is_right = None
-        elif not credentials or not self._passwords:
-            is_right = False
-        else:
-            is_right = right_in == self._generation or self._passwords.verify(*credentials)
-        return _Checked(is_right, self._generation, self._trouble)
-
-    def _look(self) -> None:
-        """What was read last stays in force while there is something wrong with the file."""
-        seen = None
+    def look(self) -> _Look:
+        """Read the file if it has changed. What was read last stays in force while something is wrong with it."""
+        seen: object = ""
+        passwords = None
         try:
             found = os.stat(self._path)
             seen = found.st_mtime_ns, found.st_size, found.st_ino
             if seen == self._seen:
-                return
-            self._passwords = read_htpasswd(self._path)
+                return _Look(None, self._trouble)
+            passwords = read_htpasswd(self._path)
+            self._trouble = ""
+            self._meanwhile = "until then, what was read before holds"
         except OSError as error:
             self._trouble = f"--auth {self._path}: {error.strerror}; {self._meanwhile}"
         except HtpasswdError as error:
             self._trouble = f"--auth {self._path}: {error}; {self._meanwhile}"
-        else:
-            self._generation += 1
-            self._trouble = ""
         self._seen = seen
-
-    @property
-    def _meanwhile(self) -> str:
-        return "until then, what was read before holds" if self._passwords else "until then, nobody is let in"
+        return _Look(passwords, self._trouble)
 
 
 def read_credentials(value: bytes) -> tuple[bytes, bytes] | None:
