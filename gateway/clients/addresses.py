@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from gateway.clients.settings import Network, Trust
 
-# An IPv6 host is given a network of its own, from which it may take any address (RFC 6177); so that is one client.
+# Below these bits an IPv6 host may take any address it likes (RFC 4291 section 2.5.1); so that is one client.
 _HOST_BITS = 64
 # Addresses whose trust is remembered. One that is not costs some microseconds.
 _KNOWN = 1024
