@@ -23,9 +23,10 @@ from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
+from gateway.limit_options import client_settings
 from gateway.listeners import given
 from gateway.master import Master
-from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
+from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
 from gateway.prepare import prepare
@@ -47,6 +48,7 @@ from gateway.systemd import Notifier, given_descriptors
 from gateway.tls import TlsError, server_context
 from gateway.trial import run_all
 from gateway.upgrade import Predecessor
+from gateway.usage import UsageError
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
@@ -153,6 +155,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         max_programs=_count("--max-programs", options.max_programs),
         timeouts=_timeouts(options),
         limits=Limits(body=_size("--max-body", options.max_body)),
+        clients=client_settings(options, listen, _prefix),
     )
 
 

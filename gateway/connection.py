@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from gateway import pages
 from gateway.access_log import Record
-from gateway.cgi.variables import connection_variables
+from gateway.clients.peer import Peer
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.message import END, Data, Refused, Request
@@ -59,20 +59,18 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_awaits_room", "_deadline", "_exchange", "_in_loop", "_is_narrow", "_is_watched", "_lingered", "_lingers",
-        "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_variables", "_worker",
-        "client_address", "is_congested", "notes", "persists",
+        "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_worker",
+        "is_congested", "peer", "persists",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, peer: Peer) -> None:
+        self.peer = peer
         self._worker = worker
         self._reader = worker.new_reader()
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._phase = Phase.IDLE
         self._deadline = worker.now() + worker.settings.timeouts.header
-        self._variables: dict[bytes, bytes] | None = None
-        # The variables of this connection, encoded for FastCGI, by the host that is asked for.
-        self.notes: dict[bytes | None, bytes] = {}
         self._reading_paused = False
         self._unread_body = False
         self._in_loop = False
@@ -84,7 +82,6 @@ class Connection(asyncio.Protocol):
         self._is_watched = False  # the socket, for room
         self.persists = True
         self.is_congested = False
-        self.client_address = "-"
 
     # -- the loop's callbacks
 
@@ -95,8 +92,6 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(_WRITE_HIGH)
         self._deadline = self._worker.now() + self._worker.settings.timeouts.header  # a handshake had its own
         self._deadline = min(self._deadline, self._worker.last_call)
-        peer = transport.get_extra_info("peername")
-        self.client_address = peer[0] if isinstance(peer, tuple) else "unix:"
         self._worker.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -147,22 +142,6 @@ class Connection(asyncio.Protocol):
             self._read_on()
 
     # -- reading
-
-    @property
-    def variables(self) -> dict[bytes, bytes]:
-        """The CGI variables that are the same for every request here."""
-        if self._variables is None:
-            assert self._transport
-            peer = self._transport.get_extra_info("peername")
-            local = self._transport.get_extra_info("sockname")
-            tls = self._transport.get_extra_info("ssl_object") is not None
-            self._variables = connection_variables(
-                (peer[0], peer[1]) if isinstance(peer, tuple) else None,
-                (local[0], local[1]) if isinstance(local, tuple) else None,
-                "https" if tls else "http",
-                tls,
-            )
-        return self._variables
 
     def _read_requests(self) -> None:
         """Answer what is here, one after the other. An answer given at once leads round the loop, not into itself."""
@@ -250,6 +229,19 @@ class Connection(asyncio.Protocol):
             self._deadline = self._worker.now() + self._worker.settings.timeouts.body
             # It was paused where a verdict was waited for, and more had come than is taken in then.
             self._resume_reading()
+
+    @property
+    def body_received(self) -> int | None:
+        """How many bytes of a body have come, as long as the client is waited for; None if it is not."""
+        exchange = self._exchange
+        if self._phase is not Phase.BODY or self._reading_paused or not exchange or not exchange.body:
+            return None
+        return exchange.body.length
+
+    def refuse_body(self, words: str) -> None:
+        """The client has had its time for the body."""
+        if self._exchange:
+            self._exchange.fail(Fault(408, words, "timeout"))
 
     def body_has_room(self) -> None:
         """The disk has caught up with the client."""
@@ -407,7 +399,7 @@ class Connection(asyncio.Protocol):
         if refused.status == 405:
             fields.append((b"Allow", METHODS.encode()))
         self.send(encode_head(encode_start(refused.status, b"", fields), framing) + page)
-        self._worker.log_refused(self.client_address, refused, len(page), outcome)
+        self._worker.log_refused(self.peer.address, refused, len(page), outcome)
         self._linger()
 
     # -- the end
@@ -429,13 +421,11 @@ class Connection(asyncio.Protocol):
             self._seen_waiting = waiting
             self._deadline = now + (self._worker.settings.timeouts.send if waiting else _LINGER_TIME)
         elif waiting or self._awaits_room:
-            if self._exchange:
-                self._exchange.record.outcome = "timeout"
-            self._abort()
+            self.abandon()
         elif self._phase is Phase.HEAD and self._reader.has_request_line:
             self._refuse(Refused(408, "the head of the request was not complete in time"))
         elif self._phase is Phase.BODY and self._exchange:
-            self._exchange.fail(Fault(408, "the body of the request stalled", "timeout"))
+            self.refuse_body("the body of the request stalled")
         else:
             self._abort()
 
@@ -472,6 +462,12 @@ class Connection(asyncio.Protocol):
     def _abort(self) -> None:
         if self._transport:
             self._transport.abort()
+
+    def abandon(self) -> None:
+        """The client takes too little of what is sent: leave it."""
+        if self._exchange:
+            self._exchange.record.outcome = "timeout"
+        self._abort()
 
     def shut(self) -> None:
         """End at once: the server stops."""

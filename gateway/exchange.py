@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gateway import pages
 from gateway.access_log import Record
 from gateway.body import Body
-from gateway.fault import Fault
+from gateway.clients.peer import Peer
+from gateway.fault import LIMITED, Fault
 from gateway.http.compression import LEAST, Coding, Encoder
 from gateway.http.message import Fields, Request
 from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start, with_fields, with_status
@@ -42,12 +42,24 @@ def renew_ids() -> None:
     _ids_begin, _ids_given = "", 0
 
 
-@dataclass(frozen=True, slots=True)
 class Grant:
-    """What an Authorizer said: that the request may pass `by` it, and `variables` for the program."""
+    """What guards have said: who lets the request pass, `variables` for the program, and what it is not told."""
 
-    by: object
-    variables: dict[bytes, bytes]
+    __slots__ = ("_said", "hides_authorization", "variables")
+
+    def __init__(self, said: dict[object, dict[bytes, bytes]], hides_authorization: bool) -> None:
+        self._said = said
+        self.hides_authorization = hides_authorization
+        self.variables = {name: value for variables in said.values() for name, value in variables.items()}
+
+    def passes(self, guard: object) -> bool:
+        """Whether `guard` lets the request pass."""
+        return guard in self._said
+
+    def and_by(self, guard: object, variables: dict[bytes, bytes], hides_authorization: bool) -> Grant:
+        """Return what they and `guard` said. Another of its kind was asked before a redirect, and has no say here."""
+        others = {other: said for other, said in self._said.items() if type(other) is not type(guard)}
+        return Grant({**others, guard: variables}, self.hides_authorization or hides_authorization)
 
 
 class Responder(Protocol):
@@ -69,8 +81,8 @@ class Exchange:
 
     __slots__ = (
         "_begun", "_chunked", "_coding", "_connection", "_encoder", "_ended", "_forced", "_left", "_mute",
-        "_persistence", "_programs", "_promised", "_start", "_started", "body", "carried", "granted", "id", "policy",
-        "record", "request", "responder", "worker",
+        "_persistence", "_programs", "_promised", "_start", "_started", "body", "carried", "granted", "id", "peer",
+        "policy", "record", "request", "responder", "seat", "worker",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
@@ -83,7 +95,9 @@ class Exchange:
         self.policy: Policy | None = None  # of the route that answers
         self.carried: Fields = []  # of a program that has let a file answer; they win
         self._forced = 0  # the status of the error whose page is being made
-        self.record = Record(connection.client_address, request, self.id)
+        self.peer = connection.peer
+        self.seat = 0  # under what it is counted, beside its connection
+        self.record = Record(self.peer.address, request, self.id)
         self._connection = connection
         self._started = worker.now()
         self._begun = False
@@ -100,13 +114,13 @@ class Exchange:
 
     @property
     def variables(self) -> dict[bytes, bytes]:
-        """The CGI variables of the connection."""
-        return self._connection.variables
+        """The CGI variables of the client."""
+        return self.peer.variables
 
     @property
     def connection_notes(self) -> dict[bytes | None, bytes]:
-        """The variables of the connection, encoded for FastCGI, by the host that is asked for."""
-        return self._connection.notes
+        """The same, encoded for FastCGI, by the host that is asked for."""
+        return self.peer.notes
 
     @property
     def is_begun(self) -> bool:
@@ -132,6 +146,15 @@ class Exchange:
     def bytes_missing(self) -> int:
         """How many bytes the response's Content-Length promises beyond what was written."""
         return 0 if self._mute else self._left or self._promised or 0
+
+    def see(self, peer: Peer) -> None:
+        """Take the request for that of another client, for which the connection's is a proxy."""
+        self.peer = peer
+        self.record.client = peer.address
+
+    def grant(self, guard: object, variables: dict[bytes, bytes], *, hides_authorization: bool = False) -> None:
+        """Let the request pass `guard`. With `hides_authorization`, no program is told by which password it did."""
+        self.granted = (self.granted or Grant({}, False)).and_by(guard, variables, hides_authorization)
 
     def receive_body(self, body: Body) -> None:
         """Read the request's body into `body`; its `on_complete` follows, at once if the body is here."""
@@ -327,7 +350,7 @@ class Exchange:
         """Answer with an error page, or cut the response off if it has begun. A 5xx is logged with its words."""
         if self._ended:
             return
-        if fault.status >= 500:
+        if fault.status >= 500 and fault.outcome != LIMITED:
             self.worker.error_log.error(f"{fault.status} {fault.words}", self.id)
         outcome = fault.outcome or ("failed" if fault.status >= 500 else "refused")
         if self._begun:
@@ -336,7 +359,7 @@ class Exchange:
         self.record.outcome = outcome
         if self._is_answered_by_page(fault):
             return
-        if fault.status == 400:
+        if fault.status == 400 or fault.closes:
             self._connection.refuse_more()
         words = fault.words if self.worker.settings.debug else ""
         page = pages.error_page(fault.status, REASONS.get(fault.status, b""), self.id, words)
@@ -345,6 +368,8 @@ class Exchange:
             fields.append((b"Retry-After", b"%d" % fault.retry_after))
         if fault.allow:
             fields.append((b"Allow", fault.allow.encode()))
+        if fault.challenge:
+            fields.append((b"WWW-Authenticate", fault.challenge.encode()))
         self.respond(fault.status, fields, page)
 
     def _is_answered_by_page(self, fault: Fault) -> bool:
@@ -387,6 +412,8 @@ class Exchange:
             self.record.status = 499
         if self.responder:
             self.responder.client_gone()
+        if self.seat:
+            self.worker.leave(self.seat)
         self._log_if_done()
 
     def client_ready(self) -> None:
@@ -398,6 +425,8 @@ class Exchange:
         self._ended = True
         if self.body:
             self.body.close()
+        if self.seat:
+            self.worker.leave(self.seat)
         self._log_if_done()
         self._connection.exchange_ended()
 

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gateway import __version__
+from gateway.limit_options import add_limit_options
+from gateway.usage import UsageError
 
 DEFAULT_PREFIX = "/cgi-bin/"
 DEFAULT_LISTEN = "127.0.0.1:8000"
 
 _Add = Callable[..., Any]
-
-
-class UsageError(ValueError):
-    """A mistake of the user; the text names the option, what is wrong and what would be right."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_programs(parser.add_argument_group("programs").add_argument)
     _add_fastcgi(parser.add_argument_group("FastCGI").add_argument)
     _add_clients(parser.add_argument_group("clients").add_argument)
+    add_limit_options(parser.add_argument_group("limits").add_argument)
     _add_logs(parser.add_argument_group("logs and files").add_argument)
     _add_internals(parser.add_argument_group("internals").add_argument)
     return parser

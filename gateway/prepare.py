@@ -9,10 +9,10 @@ from typing import TypeVar
 from gateway.error_log import ErrorLog
 from gateway.listeners import Listener, listen_at
 from gateway.log_file import LogFile
-from gateway.options import UsageError
 from gateway.pid_file import PidFile
 from gateway.privileges import own_logs
 from gateway.settings import Settings
+from gateway.usage import UsageError
 
 _Opened = TypeVar("_Opened")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fcgi_pool.listener import Address
 from gateway.cgi.warm.shebang import Recipe
+from gateway.clients.settings import ClientSettings
 from gateway.http.limits import Limits
 from gateway.privileges import Account
 
@@ -199,6 +200,7 @@ class Settings:
     max_waiting: int = 4096
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
+    clients: ClientSettings = field(default_factory=ClientSettings)
 
     @property
     def mounts(self) -> tuple[Mount, ...]:

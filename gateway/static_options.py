@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from gateway.options import UsageError
 from gateway.settings import CgiMount, Mount, StaticMount
+from gateway.usage import UsageError
 
 if TYPE_CHECKING:
     import argparse

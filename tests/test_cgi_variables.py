@@ -8,12 +8,11 @@ import os
 import re
 import socket
 import ssl
-import subprocess
 import sys
 
 import pytest
 
-from tests import misbehaviour, support
+from tests import misbehaviour
 
 # Tells everything about itself. The environment is read from the kernel, so that nothing the interpreter does to it
 # is seen, and as Latin-1, so that each byte is one character. Of a warm process the kernel knows what its interpreter
@@ -355,37 +354,6 @@ def test_a_client_cannot_set_variables_of_ours(tell, server):
 
 
 # Listeners.
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    support.need("openssl")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            str(key),
-            "-out",
-            str(cert),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
 
 
 @pytest.mark.parametrize("one_file", [False, True])
