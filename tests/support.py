@@ -235,6 +235,7 @@ def without_scripts(text: str) -> str:
 def start_server(
     *options: str,
     cgi_dir: Path | str | None = None,
+    config: Path | None = None,
     temp_dir: Path,
     env: Mapping[str, str] | None = None,
     listen: str = "127.0.0.1:0",
@@ -243,14 +244,18 @@ def start_server(
     prefix: list[str] | None = None,
     wait: bool = True,
     user: int | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> Server:
     """Start a server; see the fixture `serve`."""
-    arguments = [*(prefix or []), sys.executable, "-m", "gateway", "--workers", str(workers)]
-    if cgi_dir is not None:
-        arguments += ["--cgi-dir", str(cgi_dir)]
-    if listen:
-        arguments += ["--listen", listen]
-    arguments += ["--temp-dir", str(temp_dir), "--access-log", access_log, *options]
+    arguments = [*(prefix or []), sys.executable, "-m", "gateway"]
+    if config:
+        # It stands for all options.
+        arguments += ["--config", str(config)]
+    else:
+        arguments += ["--workers", str(workers), "--temp-dir", str(temp_dir), "--access-log", access_log]
+        arguments += ["--cgi-dir", str(cgi_dir)] if cgi_dir is not None else []
+        arguments += ["--listen", listen] if listen else []
+    arguments += options
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
@@ -263,6 +268,7 @@ def start_server(
         start_new_session=True,
         env={**os.environ, **(env or {})},
         user=user,
+        pass_fds=pass_fds,
     )
     assert process.stdout
     assert process.stderr
