@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 JOBS ?= 4
 TESTS ?= tests
 
-.PHONY: run venv test lint bench load fuzz faults clean
+.PHONY: run venv test lint bench load fuzz faults upgrades clean
 
 run: venv
 	$(BIN)/python -m gateway --cgi-dir cgi-bin
@@ -40,6 +40,9 @@ fuzz: venv
 faults: venv
 	$(BIN)/python -m pytest -n $(JOBS) tests/test_pool_faults.py
 	$(BIN)/python -m tests.faults
+
+upgrades: venv
+	$(BIN)/python -m tests.upgrade_load
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

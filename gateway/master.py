@@ -25,6 +25,9 @@ from gateway.succession import Succession
 from gateway.systemd import Notifier
 from gateway.upgrade import Predecessor, Successor
 
+# A worker that is told to drain accepts no more within milliseconds; one that is stuck is not waited for, in seconds.
+_CLOSING = 1.0
+
 
 class Master:
     """Runs one server from its start to its stop.
@@ -53,6 +56,9 @@ class Master:
         self._leaving: list[Generation] = []
         self._succession: Succession | None = None
         self._successor: Successor | None = None
+        # Until the old workers accept no more, or for a moment: then what was reloaded holds for every new connection.
+        self._closing: Generation | None = None
+        self._closing_until = 0.0
         self._wants: set[str] = set()  # "reload", "upgrade": asked for, and not begun
         self._stopping = ""  # "", "drain" or "stop"
         self._terminals = [number for number in range(3) if os.isatty(number)]
@@ -95,6 +101,8 @@ class Master:
             dues.append(self._succession.due)
         if self._successor:
             dues.append(self._successor.due)
+        if self._closing:
+            dues.append(self._closing_until)
         return min(dues)
 
     def _act(self, now: float) -> None:
@@ -105,6 +113,9 @@ class Master:
         self._notifier.act(now)
         if self._succession:
             self._advance(self._succession, now)
+        if self._closing and (self._closing.has_closed or now >= self._closing_until):
+            self._closing = None
+            self._say_ready("reloaded")
         if self._successor:
             self._successor.act(now)
             if self._successor.is_ready and not self._stopping:
@@ -166,7 +177,7 @@ class Master:
 
     def _do_what_is_wanted(self) -> None:
         """Begin what was asked for, one after the other."""
-        if not self._wants or self._stopping or self._succession or self._successor:
+        if not self._wants or self._stopping or self._succession or self._successor or self._closing:
             return
         if "upgrade" in self._wants:
             # The new program reads the configuration anyway; should it fail, a reload that was asked for follows.
@@ -238,12 +249,15 @@ class Master:
                     listener.close()
             before.drain()
             self._leaving.append(before)
+            self._closing, self._closing_until = before, time.monotonic() + _CLOSING
         self._announce([one for one in new.listeners if succession.is_first or one not in old.listeners])
-        count = new.settings.workers
-        word = "ready" if succession.is_first else "reloaded"
-        self._log.say(f"{word}, {count} worker{'s' if count > 1 else ''}, pid {os.getpid()}")
         if succession.is_first:
+            self._say_ready("ready")
             self._predecessor.relieve(new.listeners)
+
+    def _say_ready(self, word: str) -> None:
+        count = self._served.settings.workers
+        self._log.say(f"{word}, {count} worker{'s' if count > 1 else ''}, pid {os.getpid()}")
         self._tell_ready("serving")
 
     def _take_files(self, old: Prepared, new: Prepared, is_first: bool) -> None:
