@@ -172,8 +172,8 @@ class Master:
         self._wants.add(what)
         if what == "reload":
             self._notifier.reloading()
-        if len(self._generations) >= GENERATIONS:
-            self._log.notice(f"the {what} waits for the processes of an earlier one to end")
+            if len(self._generations) >= GENERATIONS:
+                self._log.notice("the reload waits for the processes of an earlier one to end")
 
     def _do_what_is_wanted(self) -> None:
         """Begin what was asked for, one after the other."""

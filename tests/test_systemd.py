@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -76,23 +77,40 @@ class Manager:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(path)
-        self.socket.settimeout(support.PATIENCE)
         self.told: list[dict[str, str]] = []
+        self._seen = 0
+        self._grown = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        while data := self.socket.recv(4096):
+            with self._grown:
+                self.told.append(dict(line.split("=", 1) for line in data.decode().split("\n")))
+                self._grown.notify_all()
 
     def wait_for(self, name, value=None):
-        """Return the first datagram from now on that has a line; those before it are kept in `told`."""
-        while True:
-            message = dict(line.split("=", 1) for line in self.socket.recv(4096).decode().split("\n"))
-            self.told.append(message)
-            if name in message and value in (None, message[name]):
-                return message
+        """Return the first message after the last one that was waited for that has a line."""
+        deadline = time.monotonic() + support.PATIENCE
+        with self._grown:
+            while True:
+                while self._seen < len(self.told):
+                    message = self.told[self._seen]
+                    self._seen += 1
+                    if name in message and value in (None, message[name]):
+                        return message
+                assert self._grown.wait(deadline - time.monotonic()), self.told
+
+    def close(self):
+        """Read no more."""
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
 
 
 @pytest.fixture
 def manager(tmp_path):
     made = Manager(str(tmp_path / "notify"))
     yield made
-    made.socket.close()
+    made.close()
 
 
 # Sockets.
@@ -179,7 +197,7 @@ def test_an_abstract_address_is_told(serve):
     manager = Manager(f"\0{name}")
     serve(env={"NOTIFY_SOCKET": f"@{name}"})
     assert manager.wait_for("READY", "1")
-    manager.socket.close()
+    manager.close()
 
 
 def test_an_upgrade_tells_who_is_the_main_process_and_the_new_one_tells_on(serve, manager, tmp_path):
