@@ -10,7 +10,7 @@ TESTS ?= tests
 WARM_TESTS ?= $(patsubst %,tests/test_%.py,access_log cgi_output cgi_variables clients explain git hostile perl \
 	processes programs review smoke transfers)
 
-.PHONY: run venv test lint bench load isolation fuzz faults clean
+.PHONY: run venv test lint bench load isolation fuzz faults upgrades clean
 
 run: venv
 	$(BIN)/python -m gateway --cgi-dir cgi-bin
@@ -50,6 +50,9 @@ fuzz: venv
 faults: venv
 	$(BIN)/python -m pytest -n $(JOBS) tests/test_pool_faults.py
 	$(BIN)/python -m tests.faults
+
+upgrades: venv
+	$(BIN)/python -m tests.upgrade_load
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -77,6 +77,11 @@ class Generation:
         return all(child.was_ready for child in self._workers)
 
     @property
+    def has_closed(self) -> bool:
+        """Whether no worker accepts connections any more, after they were told to drain."""
+        return all(child.has_closed or not child.pid for child in self._workers)
+
+    @property
     def trouble(self) -> str:
         """Why the generation will not get ready: a worker gave up by itself; '' if none did."""
         return self._trouble
@@ -235,6 +240,8 @@ class Generation:
             message = b""
         if message == front.READY:
             child.was_ready = True
+        elif message == front.CLOSED:
+            child.has_closed = True
         elif not message and child.control is control:
             # It has died, or dies; it is reaped soon.
             self._hang_up(child)

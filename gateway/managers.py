@@ -103,7 +103,8 @@ class Managers:
                     f"pool {server.name} is changed, and the one before listens on {server.address} until it has "
                     "ended; give it another address, or restart"
                 )
-            server = replace(server, address=Address(path=f"{path.removesuffix('.sock')}.{number}.sock"))
+            # A short name: what is longer than the one before might be too long for a socket (unix(7)).
+            server = replace(server, address=Address(path=os.path.join(self._sockets, f"{number}.sock")))
         board = Board(GENERATIONS * workers, server.connections)
         managed = Managed(pool, server, workers, Child("pool", number, label=server.name), board)
         try:
@@ -141,6 +142,7 @@ class Managers:
         self._parent.drop(report)
         managed.has_failed = not managed.listens
         if managed.listens:
+            managed.child.was_ready = True
             pool = managed.pool
             self._parent.log.say(f"{managed.child.name}: {pool.server.connections} × {pool.program}")
 
@@ -153,7 +155,8 @@ class Managers:
                 if managed.report:
                     self._take_report(managed)
                 managed.listens = False
-                if not managed.ladder:
+                # One that has never listened is given up by those who wait for it.
+                if not managed.ladder and child.was_ready:
                     self._parent.replace_later(child, pid, status)
                 self._drop_ended()
                 return True

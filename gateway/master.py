@@ -26,6 +26,9 @@ from gateway.succession import Succession
 from gateway.systemd import Notifier
 from gateway.upgrade import Predecessor, Successor
 
+# A worker that is told to drain accepts no more within milliseconds; one that is stuck is not waited for, in seconds.
+_CLOSING = 1.0
+
 
 class Master:
     """Runs one server from its start to its stop.
@@ -54,6 +57,9 @@ class Master:
         self._leaving: list[Generation] = []
         self._succession: Succession | None = None
         self._successor: Successor | None = None
+        # Until the old workers accept no more, or for a moment: then what was reloaded holds for every new connection.
+        self._closing: Generation | None = None
+        self._closing_until = 0.0
         self._wants: set[str] = set()  # "reload", "upgrade": asked for, and not begun
         self._stopping = ""  # "", "drain" or "stop"
         self._terminals = [number for number in range(3) if os.isatty(number)]
@@ -96,6 +102,8 @@ class Master:
             dues.append(self._succession.due)
         if self._successor:
             dues.append(self._successor.due)
+        if self._closing:
+            dues.append(self._closing_until)
         return min(dues)
 
     def _act(self, now: float) -> None:
@@ -106,6 +114,9 @@ class Master:
         self._notifier.act(now)
         if self._succession:
             self._advance(self._succession, now)
+        if self._closing and (self._closing.has_closed or now >= self._closing_until):
+            self._closing = None
+            self._say_ready("reloaded")
         if self._successor:
             self._successor.act(now)
             if self._successor.is_ready and not self._stopping:
@@ -163,12 +174,12 @@ class Master:
         self._wants.add(what)
         if what == "reload":
             self._notifier.reloading()
-        if len(self._generations) >= GENERATIONS:
-            self._log.notice(f"the {what} waits for the processes of an earlier one to end")
+            if len(self._generations) >= GENERATIONS:
+                self._log.notice("the reload waits for the processes of an earlier one to end")
 
     def _do_what_is_wanted(self) -> None:
         """Begin what was asked for, one after the other."""
-        if not self._wants or self._stopping or self._succession or self._successor:
+        if not self._wants or self._stopping or self._succession or self._successor or self._closing:
             return
         if "upgrade" in self._wants:
             # The new program reads the configuration anyway; should it fail, a reload that was asked for follows.
@@ -240,14 +251,17 @@ class Master:
                     listener.close()
             before.drain()
             self._leaving.append(before)
+            self._closing, self._closing_until = before, time.monotonic() + _CLOSING
         self._announce([one for one in new.listeners if succession.is_first or one not in old.listeners])
-        count = new.settings.workers
-        word = "ready" if succession.is_first else "reloaded"
-        self._log.say(f"{word}, {count} worker{'s' if count > 1 else ''}, pid {os.getpid()}")
         if not os.geteuid() and not new.settings.account:
             self._log.warning(AS_ROOT)
         if succession.is_first:
+            self._say_ready("ready")
             self._predecessor.relieve(new.listeners)
+
+    def _say_ready(self, word: str) -> None:
+        count = self._served.settings.workers
+        self._log.say(f"{word}, {count} worker{'s' if count > 1 else ''}, pid {os.getpid()}")
         self._tell_ready("serving")
 
     def _take_files(self, old: Prepared, new: Prepared, is_first: bool) -> None:

@@ -54,6 +54,7 @@ class Child:
     restarts: Restarts = field(default_factory=Restarts)
     control: socket.socket | None = None  # to a worker
     was_ready: bool = False
+    has_closed: bool = False  # a worker that drains: it accepts no more
     label: str = ""  # a pool's name
 
     @property

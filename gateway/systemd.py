@@ -13,6 +13,8 @@ import time
 
 # sd_listen_fds(3), SD_LISTEN_FDS_START.
 _FIRST = 3
+# A manager that does not read for so many seconds misses a change of state. A sign of life is not waited with.
+_PATIENCE = 1.0
 
 
 def given_descriptors() -> list[tuple[int, str]]:
@@ -36,11 +38,12 @@ class Notifier:
         self._interval = int(self._watchdog) / 2e6 if is_watched else float("inf")
         self._socket: socket.socket | None = None
         if self._path[:1] in ("/", "@"):
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.due = time.monotonic() if is_watched and self._socket else float("inf")
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, patience: float = _PATIENCE) -> None:
         if self._socket:
+            self._socket.settimeout(patience)
             path = "\0" + self._path[1:] if self._path.startswith("@") else self._path
             with contextlib.suppress(OSError):
                 self._socket.sendto("\n".join(lines).encode("utf-8", "backslashreplace"), path)
@@ -66,7 +69,7 @@ class Notifier:
     def act(self, now: float) -> None:
         """Tell that the server lives, if that is due."""
         if now >= self.due:
-            self._tell("WATCHDOG=1")
+            self._tell("WATCHDOG=1", patience=0.0)
             self.due = now + self._interval
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import math
@@ -63,8 +64,8 @@ _SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 # What the master says on the control channel; the channel's end means that the master is gone.
 STOP, DRAIN, REOPEN, SPAWNER = b"t", b"q", b"u", b"s"
-# What a worker says: from now on it accepts connections.
-READY = b"r"
+# What a worker says: from now on it accepts connections; no longer.
+READY, CLOSED = b"r", b"c"
 
 # A worker that drains keeps an idle connection for so many seconds more: a request may be on its way, and whoever sends
 # it could not tell a close from a failure. That is longer than packets travel, and than a busy client pauses. The next
@@ -291,7 +292,7 @@ class Worker:
         if message == SPAWNER and descriptors:
             self.launcher.connect(socket.socket(fileno=descriptors[0]))
             self._listen()
-            self._control.send(READY)
+            self._say(READY)
         elif message == REOPEN:
             self.error_log.reopen()
             self.access_log.reopen()
@@ -300,6 +301,10 @@ class Worker:
         elif message in (STOP, b""):
             self._stop()
 
+    def _say(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # the master has gone; that is read, too
+            self._control.send(message)
+
     def _drain(self) -> None:
         self.is_draining = True
         self._takes_more_until = self.now() + _LAST_CALL
@@ -307,6 +312,7 @@ class Worker:
         for listener in self._listeners:
             self._take_queued(listener)
             listener.close()
+        self._say(CLOSED)
         for backend in self._backends.values():
             backend.drain()
         for connection in [*self.connections]:

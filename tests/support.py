@@ -244,6 +244,7 @@ def without_scripts(text: str) -> str:
 def start_server(
     *options: str,
     cgi_dir: Path | str | None = None,
+    config: Path | None = None,
     temp_dir: Path,
     env: Mapping[str, str] | None = None,
     listen: str = "127.0.0.1:0",
@@ -252,19 +253,19 @@ def start_server(
     prefix: list[str] | None = None,
     wait: bool = True,
     user: int | None = None,
-    config: Path | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> Server:
     """Start a server; see the fixture `serve`. `config`: a file that stands for all the options."""
-    arguments = [*(prefix or []), sys.executable, "-m", "gateway", "--workers", str(workers)]
-    if cgi_dir is not None:
-        arguments += ["--cgi-dir", str(cgi_dir)]
-    if is_warm and "--cgi-dir" in (*arguments, *options) and "--warm" not in options:
-        arguments += ["--warm"]
-    if listen:
-        arguments += ["--listen", listen]
-    arguments += ["--temp-dir", str(temp_dir), "--access-log", access_log, *options]
+    arguments = [*(prefix or []), sys.executable, "-m", "gateway"]
     if config:
-        arguments = [sys.executable, "-m", "gateway", "--config", str(config)]
+        arguments += ["--config", str(config)]
+    else:
+        arguments += ["--workers", str(workers), "--temp-dir", str(temp_dir), "--access-log", access_log]
+        arguments += ["--cgi-dir", str(cgi_dir)] if cgi_dir is not None else []
+        arguments += ["--listen", listen] if listen else []
+        if is_warm and "--cgi-dir" in (*arguments, *options) and "--warm" not in options:
+            arguments += ["--warm"]
+    arguments += options
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
@@ -277,6 +278,7 @@ def start_server(
         start_new_session=True,
         env={**os.environ, **(env or {})},
         user=user,
+        pass_fds=pass_fds,
     )
     assert process.stdout
     assert process.stderr

@@ -1,0 +1,107 @@
+"""Reloads, upgrades and kills under load, in their long form: ``python -m tests.upgrade_load [REQUESTS]``.
+
+HUP every 300 ms, USR2 every 5 s, kill -9 of a front worker every 2 s. A request may fail only if its connection was
+in the hands of a worker that was killed: which those are is looked up while that worker is stopped.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests import misbehaviour
+from tests.reload_support import Load, Site, clients_of, site
+
+_RELOAD, _UPGRADE, _KILL = 0.3, 5.0, 2.0
+
+
+class Torment:
+    """Does to a server what is due, and remembers whom it hurt."""
+
+    def __init__(self, served: Site) -> None:
+        self._served = served
+        self._due = {self._reload: _RELOAD, self._upgrade: _UPGRADE, self._kill: _KILL}
+        self._began = time.monotonic()
+        self.done: collections.Counter[str] = collections.Counter()
+        self.hurt: set[int] = set()  # ports of clients
+
+    def act(self) -> None:
+        """Do what is due by now."""
+        now = time.monotonic() - self._began
+        for deed, due in self._due.items():
+            if now >= due:
+                self._due[deed] = now + {self._reload: _RELOAD, self._upgrade: _UPGRADE, self._kill: _KILL}[deed]
+                deed()
+
+    def _reload(self) -> None:
+        self.done["HUP"] += 1
+        self._served.word = f"word-{self.done['HUP']}"
+        self._served.write()
+        os.kill(self._served.master, signal.SIGHUP)
+
+    def _upgrade(self) -> None:
+        self.done["USR2"] += 1
+        os.kill(self._served.master, signal.SIGUSR2)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(OSError, IndexError):
+            victim = random.choice(self._served.workers_of(self._served.master))
+            os.kill(victim, signal.SIGSTOP)
+            # It accepts nobody any more, so these are all.
+            self.hurt.update(clients_of(victim))
+            os.kill(victim, signal.SIGKILL)
+            self.done["KILL"] += 1
+
+
+def main(requests: int) -> int:
+    """Torment a server until so many requests have been made; return 1 if one was lost without need."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        gate = misbehaviour.Gate(directory / "gate")
+        with site(directory, gate) as serve:
+            served = serve(has_pool=True, workers=2)
+            load = Load(served.server.port)
+            for path in ("/cgi-bin/echo", "/app/", "/app/"):
+                for keep in (True, False):
+                    load.start(path, keep)
+            torment = Torment(served)
+            while load.count < requests:
+                torment.act()
+                time.sleep(0.02)
+            load.end()
+            reloads = served.errors.text.count("gateway: reloaded")
+            upgrades = served.errors.text.count(" serves; pid ")
+            refused = [line for line in served.errors.text.splitlines() if "not reloaded" in line or "failed" in line]
+            lost = [failure for failure in load.failures if failure.port not in torment.hurt]
+            _settle(served)
+        gate.close()
+    print(f"{load.count} requests, sent {dict(torment.done)}: {reloads} reloads, {upgrades} upgrades")
+    print(f"{len(load.failures)} failed, {len(lost)} of them in nobody's hands that was killed")
+    for line in [*map(str, lost[:20]), *refused[:20]]:
+        print("   ", line)
+    return 1 if lost else 0
+
+
+def _settle(served: Site) -> None:
+    """Wait until one master is left, with one generation: then it can be seen that nothing else is."""
+
+    def trouble() -> str:
+        try:
+            count = len(served.workers_of(served.master))
+        except (OSError, ValueError) as error:
+            return str(error)
+        is_one = served.master == served.server.pid or misbehaviour.has_ended(served.server.pid)
+        return "" if count == served.workers and is_one else f"{count} workers"
+
+    misbehaviour.support.wait_until(trouble, 90)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 200_000))
