@@ -209,7 +209,8 @@ def test_a_body_that_is_fast_enough_takes_its_time(start):
         trickle(sock, [b"x" * 1000] * 16)
         got = support.receive_all(sock)
     assert status(got) == 200
-    assert got.endswith(b"\r\n\r\n" + b"x" * 16000)
+    # In chunks, where the machine is slow.
+    assert got.partition(b"\r\n\r\n")[2].count(b"x") == 16000
 
 
 def test_who_takes_too_slowly_is_left(start):
