@@ -8,9 +8,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import NoReturn
 
 from fcgi_pool.config import ConfigError, key_of
 from fcgi_pool.listener import Address, AddressError
@@ -86,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return report(read_settings(options))
         if options.run and not options.check:
             raise UsageError("--run: goes with --check, and has it start each program and pool once")
+        # Until the master has its own handlers: an end in between must leave nothing behind, either.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, _end)
         if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
             return _serve(options, "")
         with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
@@ -97,6 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, ConfigFileError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:

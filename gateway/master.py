@@ -209,6 +209,9 @@ class Master:
             self._succession = Succession(self._parent, prepared, self._managers, before, is_first)
         except (ValueError, OSError) as error:
             self._not_begun(prepared, is_first, str(error))
+        else:
+            # Where all its pools are there, nothing else would tell that it can go on.
+            self._advance(self._succession, time.monotonic())
 
     def _advance(self, succession: Succession, now: float) -> None:
         try:
@@ -330,6 +333,7 @@ class Master:
 
     def _end_all(self, end: Callable[[Generation], None], status: str) -> None:
         self._notifier.stopping(status)
+        self._closing = None
         if self._succession:
             self._succession.prepared.undo(keep=self._served.listeners)
             self._give_up(self._succession)

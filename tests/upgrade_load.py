@@ -30,6 +30,7 @@ class Torment:
         self._due = {self._reload: _RELOAD, self._upgrade: _UPGRADE, self._kill: _KILL}
         self._began = time.monotonic()
         self.done: collections.Counter[str] = collections.Counter()
+        self._workers: set[int] = set()  # when the upgrade began
         self.hurt: set[int] = set()  # ports of clients
 
     def act(self) -> None:
@@ -47,12 +48,22 @@ class Torment:
         os.kill(self._served.master, signal.SIGHUP)
 
     def _upgrade(self) -> None:
+        if self._is_upgrading:
+            return
         self.done["USR2"] += 1
+        # The new program is a child of the master that listens, too, and no worker.
+        self._workers = set(self._served.workers_of(self._served.master))
         os.kill(self._served.master, signal.SIGUSR2)
+
+    @property
+    def _is_upgrading(self) -> bool:
+        text = self._served.errors.text
+        return text.count(" serves; pid ") + text.count("upgrade failed") < self.done["USR2"]
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError, IndexError):
-            victim = random.choice(self._served.workers_of(self._served.master))
+            workers = self._served.workers_of(self._served.master)
+            victim = random.choice([pid for pid in workers if not self._is_upgrading or pid in self._workers])
             os.kill(victim, signal.SIGSTOP)
             # It accepts nobody any more, so these are all.
             self.hurt.update(clients_of(victim))
@@ -72,9 +83,13 @@ def main(requests: int) -> int:
                 for keep in (True, False):
                     load.start(path, keep)
             torment = Torment(served)
-            while load.count < requests:
-                torment.act()
-                time.sleep(0.02)
+            try:
+                while load.count < requests:
+                    torment.act()
+                    time.sleep(0.02)
+            except BaseException:
+                print("\n".join(served.errors.text.splitlines()[-60:]))
+                raise
             load.end()
             reloads = served.errors.text.count("gateway: reloaded")
             upgrades = served.errors.text.count(" serves; pid ")
