@@ -51,7 +51,7 @@ def test_the_pool_never_imports_the_gateway() -> None:
     [
         ("h11", ["gateway.http.h11_reader"]),
         ("httptools", ["gateway.http.httptools_reader"]),
-        ("argparse", ["fcgi_pool.cli", "fcgi_pool.runtime.__main__", "gateway.cli", "gateway.options"]),
+        ("argparse", ["fcgi_pool.cli", "gateway.cli", "gateway.config.build", "gateway.options"]),
         (
             "ctypes",
             [

@@ -75,6 +75,9 @@ MISTAKES = [
     ('[pools.a]\ncommand = ["true"]\npm = "x"\n' + ROUTE, r":3: pools\.a\.pm: 'x': not one of static, dynamic"),
     ('[pools.a]\ncommand = ["true"]\nmaxchildren = 2\n' + ROUTE, r":3: pools\.a\.maxchildren: there is no such key"),
     ('[pools.a]\ncommand = ["nosuchprogram"]\n' + ROUTE, r":2: pools\.a\.command: .*nosuchprogram.*: there is no such"),
+    ('[clients]\nlimit_rate = "fast"\n' + ROUTE, r":2: clients\.limit_rate: fast: not a rate above 0;"),
+    ('[clients]\nreal_ip = ["10.0.0.300"]\n' + ROUTE, r":2: clients\.real_ip: '10\.0\.0\.300' does not appear to be"),
+    ('[clients.auth]\n"/a/" = "no"\n' + ROUTE, r":1: clients\.auth: /a/=.*/no: No such file or directory"),
     ('[tls]\ncertificate = "no.pem"\n' + ROUTE, r":2: tls\.certificate: .*no\.pem"),
 ]
 
@@ -315,6 +318,22 @@ def test_http_is_sent_to_https(configured):
     answer = server.get("/cgi-bin/hello?a=b", headers={"Host": "some.example:80"})
     assert location(answer) == (308, "https://some.example:8443/cgi-bin/hello?a=b")
     assert server.exchange(b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_limits_of_clients(configured):
+    server = configured(f'[clients]\nlimit_rate = "1/m"\nlimit_status = 503\n{ROUTE}')
+    assert server.get("/cgi-bin/hello").status == 200
+    answer = server.get("/cgi-bin/hello")
+    assert (answer.status, bool(answer.headers["Retry-After"])) == (503, True)
+
+
+def test_files(configured, place):
+    (place / "site" / "index.html").write_text("<p>index")
+    (place / "site" / "below").mkdir()
+    server = configured('[[routes]]\npath = "/"\nroot = "site"\nlisting = true\nmethods = ["GET"]\n')
+    assert server.get("/").text == "<p>index"
+    assert server.get("/below/").status == 200
+    assert server.get("/", method="POST", body=b"x").status == 405
 
 
 def test_nothing_is_listed_that_no_route_shows(configured):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from fcgi_pool.listener import Address, AddressError
 from fcgi_pool.lookup import RUNTIME
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import recipes_below
+from gateway.clients.settings import ClientSettings
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
 from gateway.config.keys import Rewrite as RewriteKeys
@@ -21,6 +23,7 @@ from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
+from gateway.limit_options import client_settings
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
 from gateway.privileges import Account, UnknownAccount, account_of, for_account
@@ -40,6 +43,7 @@ from gateway.settings import (
     Tls,
 )
 from gateway.tls import TlsError, server_context
+from gateway.usage import UsageError
 
 _Value = TypeVar("_Value")
 
@@ -88,8 +92,10 @@ class _Builder:
         self._refuse_same(routes)
         account = _account(document)
         limits = Limits(body=_read(("server", "max_body"), size, server.max_body))
+        listen = tuple(_address(("server", "listen", at), text) for at, text in enumerate(server.listen))
         return Settings(
-            listen=tuple(_address(("server", "listen", at), text) for at, text in enumerate(server.listen)),
+            listen=listen,
+            clients=self._clients(document, listen),
             routes=tuple(routes),
             rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
             https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
@@ -141,6 +147,30 @@ class _Builder:
         except TlsError as error:
             raise Mistake(("tls", "certificate"), str(error)) from None
         return files
+
+    def _clients(self, document: Document, listen: tuple[Address, ...]) -> ClientSettings:
+        keys = document.clients
+        texts = {
+            name: str(getattr(keys, name) or "")
+            for name in (
+                "limit_rate", "limit_connections", "limit_status", "max_connections", "max_handshakes",
+                "min_body_rate", "min_send_rate", "real_ip_header", "auth_realm",
+            )
+        }  # fmt: skip
+        _within(("clients", "limit_status"), keys.limit_status, 429, 503)
+        window = _read(("clients", "rate_window"), seconds, keys.rate_window)
+        auth = [f"{prefix}={self._path(file)}" for prefix, file in keys.auth.items()]
+        options = argparse.Namespace(
+            **texts, rate_window=f"{window:g}", proxy_protocol=keys.proxy_protocol, real_ip=keys.real_ip, auth=auth
+        )
+        try:
+            return client_settings(options, listen, _checked_prefix)
+        except UsageError as error:
+            # The options have the keys' names.
+            found = re.match(r"--([a-z-]+)(?: (.*?))?: (.*)", str(error))
+            assert found
+            value = f"{found[2]}: " if found[2] else ""
+            raise Mistake(("clients", found[1].replace("-", "_")), value + found[3]) from None
 
     # -- pools
 
@@ -316,6 +346,13 @@ class _Builder:
                             ("routes", number, "path"), f"the same as of routes[{seen[key] + 1}], which always wins"
                         )
                     seen[key] = number
+
+
+def _checked_prefix(option: str, text: str, prefix: str, _: str) -> str:
+    prefix = prefix if prefix.endswith("/") else prefix + "/"
+    if trouble := prefix_trouble(prefix):
+        raise UsageError(f"{option} {text}: {trouble}")
+    return prefix
 
 
 def _account(document: Document) -> Account | None:

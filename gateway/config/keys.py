@@ -66,6 +66,34 @@ class Tls(Struct, forbid_unknown_fields=True, kw_only=True):
     key: Annotated[str, _key("its private key; in the same file", "ssl_certificate_key")] = ""
 
 
+class Clients(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What is allowed to one client, and whom is believed about who the client is."""
+
+    limit_rate: Annotated[
+        str, _key('requests of one client address, as "10/s", "600/m,burst=20" or "10/s,burst=20,delay"', "limit_req")
+    ] = ""
+    limit_connections: Annotated[int, _key("connections of one client address at once; 0: any", "limit_conn")] = 0
+    limit_status: Annotated[int, _key("429 or 503, for who is over a limit", "limit_req_status")] = 429
+    max_connections: Annotated[
+        int, _key("connections of one worker; 0: as descriptors allow", "worker_connections")
+    ] = 0
+    max_handshakes: Annotated[int, _key("of these, handshakes under way; 0: 1024")] = 0
+    min_body_rate: Annotated[int, _key("bytes a second at which a body must come; 0: any")] = 0
+    min_send_rate: Annotated[int, _key("bytes a second of the response that a client must take; 0: any")] = 0
+    rate_window: Annotated[Seconds, _key("in which these two are measured")] = 20
+    proxy_protocol: Annotated[
+        list[str], _key("[ADDRESS=]NETWORKS: connections to ADDRESS begin with a PROXY header", "listen proxy_protocol")
+    ] = field(default_factory=list)
+    real_ip: Annotated[
+        list[str], _key("networks of proxies whose word about the client is taken; unix: too", "set_real_ip_from")
+    ] = field(default_factory=list)
+    real_ip_header: Annotated[str, _key("the field that names the client; X-Forwarded-For", "real_ip_header")] = ""
+    auth: Annotated[
+        dict[str, str], _key("prefix and htpasswd file: a name and password are asked for", "auth_basic_user_file")
+    ] = field(default_factory=dict)
+    auth_realm: Annotated[str, _key("what they are asked for", "auth_basic")] = "restricted"
+
+
 class Redirect(Struct, forbid_unknown_fields=True, kw_only=True):
     """An answer that sends the client elsewhere."""
 
@@ -131,6 +159,7 @@ class Document(Struct, forbid_unknown_fields=True, kw_only=True):
 
     server: Annotated[Server, _key("the server as a whole")] = field(default_factory=Server)
     tls: Annotated[Tls | None, _key("TLS")] = None
+    clients: Annotated[Clients, _key("what is allowed to one client")] = field(default_factory=Clients)
     pools: Annotated[
         dict[str, dict[str, Any]], _key("processes that are kept, by name; the keys are in docs/fastcgi.rst")
     ] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.config.keys import Redirect, Rewrite, Route, Server, Tls
+from gateway.config.keys import Clients, Redirect, Rewrite, Route, Server, Tls
 
 _TITLE = "Configuration"
 _HEAD = """\
@@ -39,6 +39,7 @@ begin at the file's directory; times are seconds, or have a unit: ``"500ms"``, `
 _PARTS: tuple[tuple[str, str, type[msgspec.Struct]], ...] = (
     ("[server]", "", Server),
     ("[tls]", "", Tls),
+    ("[clients]", "``docs/limits.rst`` says more about these.", Clients),
     (
         "[[routes]]",
         "Of the routes that fit a request the one with the longest prefix is taken; of these the one with the closest\n"
