@@ -6,8 +6,11 @@ BIN = $(VENV)/bin
 # Test processes at once; the tests wait for processes more than they compute.
 JOBS ?= 4
 TESTS ?= tests
+# Those that start CGI programs; with --warm, which may not make a difference to any of them.
+WARM_TESTS ?= $(patsubst %,tests/test_%.py,access_log cgi_output cgi_variables clients explain git hostile perl \
+	processes programs review smoke transfers)
 
-.PHONY: run venv test lint bench load fuzz faults upgrades clean
+.PHONY: run venv test lint bench load isolation fuzz faults upgrades clean
 
 run: venv
 	$(BIN)/python -m gateway --cgi-dir cgi-bin
@@ -21,6 +24,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 test: venv
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+ifeq ($(TESTS),tests)
+	$(BIN)/python -m pytest -n $(JOBS) --warm $(WARM_TESTS)
+endif
 
 lint: venv
 	$(BIN)/ruff check gateway fcgi_pool bench tests cgi-bin examples
@@ -30,9 +36,13 @@ bench: venv
 	$(BIN)/python -m bench.cgi
 	$(BIN)/python -m bench.fastcgi
 	$(BIN)/python -m bench.warm
+	$(BIN)/python -m bench.static
 
 load: venv
 	$(BIN)/python -m tests.load
+
+isolation: venv
+	$(BIN)/python -m tests.warm_isolation
 
 fuzz: venv
 	$(BIN)/python -m tests.fuzz_fcgi

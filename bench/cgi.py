@@ -87,7 +87,7 @@ class Benchmark(session.Session):
         started = self.start([Gateway(self.given.gateway_options)], self.paths)
         for server in started:
             program = self.given.programs[0]
-            found = syscalls.measure(self.children, server, program)
+            found = syscalls.measure(self.children, server, program_path(program))
             self.show(syscalls.report(program, found))
             self.results["syscalls"] = [asdict(counted) for counted in found]
         self.stop(started)

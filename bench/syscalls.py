@@ -1,4 +1,4 @@
-"""System calls per CGI request of each of our processes, counted by strace."""
+"""System calls per request of each of our processes, counted by strace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from bench.load import start_constant_rate
 from bench.processes import Child, Children, command_line, descendants
 from bench.servers import Running, find
-from bench.site import program_path
 from bench.table import table
 
 RATE = 100  # requests/s: slow enough for a traced server
@@ -49,10 +48,10 @@ def parse(output: str) -> dict[str, int]:
     return calls
 
 
-def measure(children: Children, server: Running, program: str) -> list[Counted]:
+def measure(children: Children, server: Running, path: str) -> list[Counted]:
     commands = {process.pid: command_line(process.pid) for process in descendants(server.child.pid)}
     tracers = trace(children, server)
-    load = start_constant_rate(children, server, program_path(program), rate=RATE, seconds=SECONDS)
+    load = start_constant_rate(children, server, path, rate=RATE, seconds=SECONDS)
     load.finish(60)
     children.stop(load)
     time.sleep(0.2)
@@ -74,6 +73,6 @@ def report(program: str, found: Sequence[Counted]) -> str:
     rows = [[name, *(f"{counted.calls.get(name, 0):.2f}" for counted in found), f"{sums[name]:.2f}"] for name in shown]
     totals = [sum(counted.calls.values()) for counted in found]
     rows.append(["all", *(f"{total:.2f}" for total in totals), f"{sum(totals):.2f}"])
-    title = f"System calls per CGI request ({program}), {RATE} requests/s; programs are followed until exec"
+    title = f"System calls per request ({program}), {RATE} requests/s; programs are followed until exec"
     notes = [f"{counted.pid}: {counted.command}" for counted in found]
     return table(title, ["call", *(str(counted.pid) for counted in found), "sum"], rows, notes)

@@ -211,7 +211,7 @@ class Generation:
         """Look, and do what the policy says."""
         snapshot = self.look(now)
         history = replace(self._history, not_before=self.failures.not_before)
-        actions, self._history = plan(self.config, snapshot, now, history)
+        actions, self._history = plan(self.config, self._with_line(snapshot), now, history)
         for action in actions:
             if isinstance(action, Spawn):
                 if self.ladder is None:
@@ -238,6 +238,12 @@ class Generation:
         if self._slowlog:
             self._slowlog.write_due(now)
         self._note_limit(snapshot)
+
+    def _with_line(self, snapshot: Snapshot) -> Snapshot:
+        """Count who stands in the line while all are busy: a request may have come. How many is not known."""
+        if self._line and not snapshot.idle and not self._line.is_empty:
+            return replace(snapshot, queue=snapshot.queue + 1)
+        return snapshot
 
     def _note_limit(self, snapshot: Snapshot) -> None:
         """Count and tell when somebody waits and no more workers may be started."""

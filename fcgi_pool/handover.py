@@ -18,6 +18,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket
 
 _INT = array.array("i").itemsize
@@ -39,6 +40,13 @@ class Line:
     def environment(self) -> str:
         """The value of FCGI_POOL_HANDOVER."""
         return "{}:{}".format(*self.filenos())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody stands in it."""
+        watched = select.poll()
+        watched.register(self._ends[1].fileno(), select.POLLIN)
+        return not watched.poll(0)
 
     def close(self) -> None:
         """Give the descriptors back; with the last worker's, who still stands in the line is closed."""

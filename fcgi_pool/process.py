@@ -72,7 +72,7 @@ def start(launch: Launch, listener: int) -> Started:
         raise
     manager = os.getpid()
     try:
-        pid = os.fork()
+        pid = _fork()
     except OSError:
         for descriptor in (report, to_report, output, to_output):
             os.close(descriptor)
@@ -91,7 +91,7 @@ def start_helper(run: Callable[[int], None], listener: int, name: str) -> int:
     Return its pid; raise OSError. `name` is shown by ps(1) as the thread's.
     """
     manager = os.getpid()
-    pid = os.fork()
+    pid = _fork()
     if pid:
         return pid
     status = 1
@@ -109,6 +109,22 @@ def start_helper(run: Callable[[int], None], listener: int, name: str) -> int:
         run(0)
         status = 0
     os._exit(status)
+
+
+def _fork() -> int:
+    """Fork; the child has all signals blocked until it calls `_reset_signals`.
+
+    Until then it has the manager's handlers, and the descriptor that those write to: a signal that ends the child would
+    be told to the manager, and end that.
+    """
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    pid = -1
+    try:
+        pid = os.fork()
+    finally:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
 
 
 def exec_failure(report: int) -> str | None:

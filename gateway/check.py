@@ -7,8 +7,9 @@ import os
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import reuse_recipe
 from gateway.cgi.warm.shebang import recipe_for
+from gateway.clients.settings import ClientSettings
 from gateway.diagnosis import interpreter_trouble
-from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount
+from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount, StaticMount
 
 
 def report(settings: Settings) -> int:
@@ -16,6 +17,8 @@ def report(settings: Settings) -> int:
     for address in settings.listen:
         print(f"listen   {address}")
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
+    for words in _limits(settings.clients):
+        print(words)
     for pool in settings.pools:
         print(f"pool     {pool.server.name}: {pool.server.connections} × {pool.program}")
         for directive in pool.directives:
@@ -25,9 +28,29 @@ def report(settings: Settings) -> int:
             print(f"fastcgi  {mount.prefix} -> {mount.server.address}")
         elif isinstance(mount, SiteMount):
             print(f"site     {mount.prefix} -> {mount.directory}, {' '.join(mount.extensions)} by a pool")
+        elif isinstance(mount, StaticMount):
+            print(f"static   {mount.prefix} -> {mount.directory}{', with listings' if mount.listing else ''}")
     troubles = sum(_report_mount(mount) for mount in settings.mounts if isinstance(mount, CgiMount))
     print(f"{troubles} of the programs would fail" if troubles else "all well")
     return 1 if troubles else 0
+
+
+def _limits(clients: ClientSettings) -> list[str]:
+    rate, proxy, real = clients.rate, clients.proxy_protocol, clients.real_ip
+    found = []
+    if rate:
+        manner = " one after the other" if rate.delay else " at once"
+        burst = f", and {rate.burst} more{manner}" if rate.burst else ""
+        found.append(f"limit    {rate.rate:g} requests a second of one client{burst}")
+    if clients.connections:
+        found.append(f"limit    {clients.connections} connections of one client")
+    if proxy:
+        where = ", ".join(map(str, proxy.listen)) or "all"
+        found.append(f"trust    PROXY headers on {where} from {proxy.trust}")
+    if real:
+        found.append(f"trust    {real.header.decode()} of requests from {real.trust}")
+    found += [f"auth     {auth.prefix} -> {auth.file}" for auth in clients.auth]
+    return found
 
 
 def _report_mount(mount: CgiMount) -> int:

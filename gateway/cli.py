@@ -25,12 +25,14 @@ from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
+from gateway.limit_options import client_settings
 from gateway.listeners import given
 from gateway.master import Master
-from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, UsageError, make_parser
+from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
 from gateway.prepare import prepare
+from gateway.privileges import UnknownAccount, account_of, for_account
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -43,9 +45,12 @@ from gateway.settings import (
     Timeouts,
     Tls,
 )
+from gateway.static_options import static_mounts
 from gateway.systemd import Notifier, given_descriptors
 from gateway.tls import TlsError, server_context
+from gateway.trial import run_all
 from gateway.upgrade import Predecessor
+from gateway.usage import UsageError
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
@@ -79,14 +84,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(effective(read_settings(options)), end="")
             return 0
-        if options.check:
+        if options.check and not options.run:
             return report(read_settings(options))
+        if options.run and not options.check:
+            raise UsageError("--run: goes with --check, and has it start each program and pool once")
         # Until the master has its own handlers: an end in between must leave nothing behind, either.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, _end)
-        if not (options.config or options.pool or options.php or options.warm == "reuse"):
+        if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
             return _serve(options, "")
         with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
+            if options.check:
+                settings = _settings_with(options, sockets)
+                failed = report(settings)
+                return run_all(settings, sockets) or failed
             return _serve(options, sockets)
     except (UsageError, ConfigFileError) as error:
         print(f"gateway: {error}", file=sys.stderr)
@@ -104,7 +115,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
     """
     if options.config:
         return read_file(options.config, sockets)
-    if not (options.cgi_dir or options.fastcgi or options.pool or options.php):
+    if not (options.cgi_dir or options.static or options.fastcgi or options.pool or options.php):
         raise UsageError("--cgi-dir is missing: nothing would be served; write, say, --cgi-dir cgi-bin")
     env = tuple(_variable(text) for text in options.env)
     if sum(len(os.fsencode(name + value)) for name, value in env) > _ENV_LIMIT:
@@ -118,8 +129,13 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_pool(text, env, options, sockets, pools))
     for text in options.php:
         mounts.append(_php(text, env, options, sockets, pools))
+    mounts += static_mounts(options, mounts, _prefix_and_directory)
     _check_pools(pools, options.pool_set)
-    for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --fastcgi, --pool and --php", object)):
+    try:
+        account = account_of(options.user, options.group)
+    except UnknownAccount as error:
+        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+    for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
     _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])
@@ -131,12 +147,14 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         listen=tuple(listen),
         routes=tuple(Route(mount.prefix, mount) for mount in mounts),
         shows_index=True,
-        pools=tuple(pools),
+        pools=tuple(for_account(pool, account) for pool in pools),
+        account=account,
         authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
         http=options.http,
         loop=options.loop,
         debug=options.debug,
+        compress=options.compress,
         access_log=options.access_log,
         error_log=options.error_log,
         log_format=options.log_format,
@@ -146,13 +164,14 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         max_programs=_count("--max-programs", options.max_programs),
         timeouts=_timeouts(options),
         limits=Limits(body=_size("--max-body", options.max_body)),
+        clients=client_settings(options, listen, _prefix),
     )
 
 
 def _refuse_others(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Raise UsageError if an option is given that the configuration file stands for."""
     for name, value in vars(options).items():
-        if name not in ("config", "check", "print_config") and value != parser.get_default(name):
+        if name not in ("config", "check", "run", "print_config") and value != parser.get_default(name):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option}: the file that --config names stands for all options; write it there")
 
@@ -171,8 +190,16 @@ def _keep_descriptors() -> None:
 def _serve(options: argparse.Namespace, sockets: str) -> int:
     predecessor, notifier = Predecessor(), Notifier()
     there = predecessor.listeners or [given(*named) for named in given_descriptors()]
-    prepared = prepare(read_settings(options, sockets), there)
-    return Master(prepared, lambda: read_settings(options, sockets), sockets, predecessor, notifier).run()
+    prepared = prepare(_settings_with(options, sockets), there)
+    return Master(prepared, lambda: _settings_with(options, sockets), sockets, predecessor, notifier).run()
+
+
+def _settings_with(options: argparse.Namespace, sockets: str) -> Settings:
+    """Return the settings, with a directory `sockets` that their user may look into."""
+    settings = read_settings(options, sockets)
+    if settings.account and sockets:
+        settings.account.own(sockets)
+    return settings
 
 
 def _mount(

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
+import fcntl
 import math
+import os
 import select
+import sys
+import termios
 from typing import TYPE_CHECKING, cast
 
 from gateway import pages
 from gateway.access_log import Record
-from gateway.cgi.variables import connection_variables
+from gateway.clients.peer import Peer
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.message import END, Data, Refused, Request
 from gateway.http.response import CONTINUE, METHODS, REASONS, encode_head, encode_start
+from gateway.readiness import WRITING
 
 if TYPE_CHECKING:
     from gateway.worker import Worker
@@ -30,6 +36,11 @@ _LINGER_SIZE = 8 * 1024 * 1024
 # Requests answered in one turn of the loop, where answers are given at once.
 _TURN = 32
 _FOREVER = math.inf
+# What a write to the client says when there is no way to it any more; other errors of sendfile(2) are the file's.
+_LOST = frozenset(
+    (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
+     errno.ENETDOWN, errno.ENOTCONN)
+)  # fmt: skip
 
 
 class Phase(enum.Enum):
@@ -47,30 +58,30 @@ class Connection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_deadline", "_exchange", "_in_loop", "_lingered", "_lingers", "_phase", "_reader", "_reading_paused",
-        "_seen_waiting", "_transport", "_unread_body", "_variables", "_worker", "client_address", "is_congested",
-        "notes", "persists",
+        "_awaits_room", "_deadline", "_exchange", "_in_loop", "_is_narrow", "_is_watched", "_lingered", "_lingers",
+        "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_worker",
+        "is_congested", "peer", "persists",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, peer: Peer) -> None:
+        self.peer = peer
         self._worker = worker
         self._reader = worker.new_reader()
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._phase = Phase.IDLE
         self._deadline = worker.now() + worker.settings.timeouts.header
-        self._variables: dict[bytes, bytes] | None = None
-        # The variables of this connection, encoded for FastCGI, by the host that is asked for.
-        self.notes: dict[bytes | None, bytes] = {}
         self._reading_paused = False
         self._unread_body = False
         self._in_loop = False
         self._lingered = 0
         self._lingers = False  # after the answer, in any case
         self._seen_waiting = 0
+        self._is_narrow = False  # the transport tells when all that was written has gone
+        self._awaits_room = False  # in the socket, for more of a file
+        self._is_watched = False  # the socket, for room
         self.persists = True
         self.is_congested = False
-        self.client_address = "-"
 
     # -- the loop's callbacks
 
@@ -81,13 +92,13 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(_WRITE_HIGH)
         self._deadline = self._worker.now() + self._worker.settings.timeouts.header  # a handshake had its own
         self._deadline = min(self._deadline, self._worker.last_call)
-        peer = transport.get_extra_info("peername")
-        self.client_address = peer[0] if isinstance(peer, tuple) else "unix:"
         self._worker.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left, or we closed."""
         self._worker.connection_lost(self)
+        if self._is_watched:
+            self._watch_no_more()
         self._transport = None
         self._phase = Phase.CLOSING
         if self._exchange:
@@ -132,22 +143,6 @@ class Connection(asyncio.Protocol):
 
     # -- reading
 
-    @property
-    def variables(self) -> dict[bytes, bytes]:
-        """The CGI variables that are the same for every request here."""
-        if self._variables is None:
-            assert self._transport
-            peer = self._transport.get_extra_info("peername")
-            local = self._transport.get_extra_info("sockname")
-            tls = self._transport.get_extra_info("ssl_object") is not None
-            self._variables = connection_variables(
-                (peer[0], peer[1]) if isinstance(peer, tuple) else None,
-                (local[0], local[1]) if isinstance(local, tuple) else None,
-                "https" if tls else "http",
-                tls,
-            )
-        return self._variables
-
     def _read_requests(self) -> None:
         """Answer what is here, one after the other. An answer given at once leads round the loop, not into itself."""
         if self._in_loop:
@@ -164,6 +159,8 @@ class Connection(asyncio.Protocol):
                 event = self._reader.next_event()
                 if isinstance(event, Request):
                     self._begin(event)
+                    if not self._reader.has_begun:
+                        break
                 elif isinstance(event, Refused):
                     self._refuse(event)
                 else:
@@ -233,6 +230,19 @@ class Connection(asyncio.Protocol):
             # It was paused where a verdict was waited for, and more had come than is taken in then.
             self._resume_reading()
 
+    @property
+    def body_received(self) -> int | None:
+        """How many bytes of a body have come, as long as the client is waited for; None if it is not."""
+        exchange = self._exchange
+        if self._phase is not Phase.BODY or self._reading_paused or not exchange or not exchange.body:
+            return None
+        return exchange.body.length
+
+    def refuse_body(self, words: str) -> None:
+        """The client has had its time for the body."""
+        if self._exchange:
+            self._exchange.fail(Fault(408, words, "timeout"))
+
     def body_has_room(self) -> None:
         """The disk has caught up with the client."""
         if self._phase is Phase.BODY:
@@ -277,11 +287,87 @@ class Connection(asyncio.Protocol):
         if self._transport:
             self._transport.writelines(pieces)
 
+    # -- files
+
+    @property
+    def can_send_files(self) -> bool:
+        """Whether the kernel can send a file by itself."""
+        return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
+
+    def send_file(self, head: bytes, descriptor: int, begin: int, most: int, left: int) -> int | None:
+        """Write `head`, then sendfile(2) up to `most` of the `left` bytes of a file; see `Exchange.send_file`.
+
+        The transport knows nothing of it, so all that it was given must have gone before.
+        """
+        transport = self._transport
+        if not transport:
+            return None
+        if not self._is_narrow:
+            self._is_narrow = True
+            transport.set_write_buffer_limits(0)
+        if head:
+            transport.write(head)
+        if self.is_congested:
+            return None
+        try:
+            sent = os.sendfile(self._socket, descriptor, begin, most)
+        except BlockingIOError:
+            self._await_room()
+            return None
+        except OSError as error:
+            if error.errno not in _LOST:
+                raise
+            self._abort()
+            self.is_congested = True
+            return None
+        if 0 < sent < left:
+            # Others have their turn, whether or not the client could take more at once.
+            self._await_room()
+        return sent
+
+    @property
+    def _socket(self) -> int:
+        assert self._transport
+        number = self._transport.get_extra_info("socket").fileno()
+        assert isinstance(number, int)
+        return number
+
+    def _await_room(self) -> None:
+        if not self._is_watched:
+            self._is_watched = True
+            self._worker.readiness.watch(self._socket, self._has_room, WRITING)
+        self.is_congested = self._awaits_room = True
+        self._note_waiting()
+        self._deadline = self._worker.now() + self._worker.settings.timeouts.send
+
+    def _has_room(self) -> None:
+        """The socket takes more. It stays watched if that is waited for again at once."""
+        self._awaits_room = False
+        self.resume_writing()
+        if self._is_watched and not self._awaits_room:
+            self._watch_no_more()
+
+    def _watch_no_more(self) -> None:
+        self._is_watched = self._awaits_room = False
+        self._worker.readiness.ignore(self._socket)
+
+    def _waiting(self) -> int:
+        """How many bytes the client has yet to take of what was written; of a file, what is in the socket."""
+        if not self._transport:
+            return 0
+        waiting = self._transport.get_write_buffer_size()
+        if self._awaits_room:
+            waiting += int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return waiting
+
     def exchange_ended(self) -> None:
         """The response is written: go on to the next request, or close."""
         self._exchange = None
         if not self._transport:
             return
+        if self._is_narrow:
+            self._is_narrow = False
+            self._transport.set_write_buffer_limits(_WRITE_HIGH)
         if self.persists:
             # Also where the worker drains by now: the client was told that it may ask again, and perhaps does.
             self._phase = Phase.IDLE
@@ -313,7 +399,7 @@ class Connection(asyncio.Protocol):
         if refused.status == 405:
             fields.append((b"Allow", METHODS.encode()))
         self.send(encode_head(encode_start(refused.status, b"", fields), framing) + page)
-        self._worker.log_refused(self.client_address, refused, len(page), outcome)
+        self._worker.log_refused(self.peer.address, refused, len(page), outcome)
         self._linger()
 
     # -- the end
@@ -329,25 +415,23 @@ class Connection(asyncio.Protocol):
             return
         if self._phase is Phase.IDLE and self._worker.is_draining and _has_input(self._transport):
             return  # a request has come at the last moment; it is read before the next look
-        waiting = self._transport.get_write_buffer_size()
+        waiting = self._waiting()
         if waiting != self._seen_waiting and (waiting or self._phase is Phase.LINGER):
             # The client takes, if slowly.
             self._seen_waiting = waiting
             self._deadline = now + (self._worker.settings.timeouts.send if waiting else _LINGER_TIME)
-        elif waiting:
-            if self._exchange:
-                self._exchange.record.outcome = "timeout"
-            self._abort()
+        elif waiting or self._awaits_room:
+            self.abandon()
         elif self._phase is Phase.HEAD and self._reader.has_request_line:
             self._refuse(Refused(408, "the head of the request was not complete in time"))
         elif self._phase is Phase.BODY and self._exchange:
-            self._exchange.fail(Fault(408, "the body of the request stalled", "timeout"))
+            self.refuse_body("the body of the request stalled")
         else:
             self._abort()
 
     def _note_waiting(self) -> int:
         """Remember how much the client has yet to take, so that progress can be seen; return it."""
-        self._seen_waiting = self._transport.get_write_buffer_size() if self._transport else 0
+        self._seen_waiting = self._waiting()
         return self._seen_waiting
 
     def drain(self) -> None:
@@ -378,6 +462,12 @@ class Connection(asyncio.Protocol):
     def _abort(self) -> None:
         if self._transport:
             self._transport.abort()
+
+    def abandon(self) -> None:
+        """The client takes too little of what is sent: leave it."""
+        if self._exchange:
+            self._exchange.record.outcome = "timeout"
+        self._abort()
 
     def shut(self) -> None:
         """End at once: the server stops."""

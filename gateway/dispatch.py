@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.exchange import Exchange
 from gateway.fault import Fault
-from gateway.handlers.authorizer import Authorizer
 from gateway.http.response import METHODS
 from gateway.routes import Endpoint, Rewriter, RouteTable, expand, host_of
 from gateway.routing import BadPath, Match, Router, normalise
-from gateway.settings import CgiMount, Settings, SiteMount
+from gateway.settings import CgiMount, Settings, SiteMount, StaticMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,16 +28,22 @@ class Handler(Protocol):
         """Answer `exchange`, whose path has `segments` below the handler's prefix."""
 
 
+class Guard(Protocol):
+    """What stands before all that is below a prefix."""
+
+    def ask(self, exchange: Exchange, redirects: int) -> None:
+        """Have `exchange` granted and routed anew, or answer it."""
+
+
 class Dispatcher:
     """Everything that decides who answers."""
 
     def __init__(
-        self, settings: Settings, endpoints: Iterable[Endpoint[Handler]], guards: Iterable[tuple[str, Authorizer]]
+        self, settings: Settings, endpoints: Iterable[Endpoint[Handler]], guards: Iterable[list[tuple[str, Guard]]]
     ) -> None:
-        """Take the routes with their handlers, and prefixes with who is asked before anything below is served."""
+        """Take the routes with their handlers; and kinds of guards with their prefixes, in the order of asking."""
         self._table = RouteTable(endpoints)
-        guarded = list(guards)
-        self._guards = Router(guarded) if guarded else None
+        self._guards = [Router(kind) for kind in guards if kind]
         self._rewriter = Rewriter(settings.rewrites) if settings.rewrites else None
         self._https_port = settings.https_port
 
@@ -71,7 +76,7 @@ class Dispatcher:
                 if rewritten:
                     self._follow_rewrite(exchange, *rewritten)
                     return
-            if self._guards and self._is_asked(exchange, self._guards, redirects):
+            if self._guards and self._is_asked(exchange, redirects):
                 return
             match = self._table.match(exchange.request)
         except BadPath as bad:
@@ -84,13 +89,14 @@ class Dispatcher:
         else:
             self._answer_by(exchange, match, redirects)
 
-    def _is_asked(self, exchange: Exchange, guards: Router[Authorizer], redirects: int) -> bool:
-        """Ask the Authorizer of the path, unless there is none or it has let the request pass; raise BadPath."""
-        guard = guards.match(exchange.request.path)
-        if not guard or (exchange.granted and exchange.granted.by is guard.target):
-            return False
-        guard.target.ask(exchange, redirects)
-        return True
+    def _is_asked(self, exchange: Exchange, redirects: int) -> bool:
+        """Ask the next guard of the path that has not let the request pass, if there is one; raise BadPath."""
+        for guards in self._guards:
+            guard = guards.match(exchange.request.path)
+            if guard and not (exchange.granted and exchange.granted.passes(guard.target)):
+                guard.target.ask(exchange, redirects)
+                return True
+        return False
 
     def _follow_rewrite(self, exchange: Exchange, target: bytes, status: int) -> None:
         if status:
@@ -132,7 +138,7 @@ class Dispatcher:
     ) -> None:
         """Answer by the first of the route's files that is there, else by its last resort."""
         mount = endpoint.route.mount
-        assert isinstance(mount, CgiMount | SiteMount)
+        assert isinstance(mount, CgiMount | SiteMount | StaticMount)
         below = b"/".join(match.rest)
         *candidates, last = endpoint.route.try_files
         for candidate in candidates:

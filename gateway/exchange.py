@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gateway import pages
 from gateway.access_log import Record
 from gateway.body import Body
-from gateway.fault import Fault
+from gateway.clients.peer import Peer
+from gateway.fault import LIMITED, Fault
+from gateway.http.compression import LEAST, Coding, Encoder
 from gateway.http.message import Fields, Request
-from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start, with_status
+from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encode_start, with_fields, with_status
 
 if TYPE_CHECKING:
     from gateway.connection import Connection
@@ -41,12 +42,24 @@ def renew_ids() -> None:
     _ids_begin, _ids_given = "", 0
 
 
-@dataclass(frozen=True, slots=True)
 class Grant:
-    """What an Authorizer said: that the request may pass `by` it, and `variables` for the program."""
+    """What guards have said: who lets the request pass, `variables` for the program, and what it is not told."""
 
-    by: object
-    variables: dict[bytes, bytes]
+    __slots__ = ("_said", "hides_authorization", "variables")
+
+    def __init__(self, said: dict[object, dict[bytes, bytes]], hides_authorization: bool) -> None:
+        self._said = said
+        self.hides_authorization = hides_authorization
+        self.variables = {name: value for variables in said.values() for name, value in variables.items()}
+
+    def passes(self, guard: object) -> bool:
+        """Whether `guard` lets the request pass."""
+        return guard in self._said
+
+    def and_by(self, guard: object, variables: dict[bytes, bytes], hides_authorization: bool) -> Grant:
+        """Return what they and `guard` said. Another of its kind was asked before a redirect, and has no say here."""
+        others = {other: said for other, said in self._said.items() if type(other) is not type(guard)}
+        return Grant({**others, guard: variables}, self.hides_authorization or hides_authorization)
 
 
 class Responder(Protocol):
@@ -67,8 +80,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_begun", "_chunked", "_connection", "_ended", "_forced", "_left", "_mute", "_persistence", "_programs",
-        "_start", "_started", "body", "carried", "granted", "id", "policy", "record", "request", "responder", "worker",
+        "_begun", "_chunked", "_coding", "_connection", "_encoder", "_ended", "_forced", "_left", "_mute",
+        "_persistence", "_programs", "_promised", "_start", "_started", "body", "carried", "granted", "id", "peer",
+        "policy", "record", "request", "responder", "seat", "worker",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
@@ -81,7 +95,9 @@ class Exchange:
         self.policy: Policy | None = None  # of the route that answers
         self.carried: Fields = []  # of a program that has let a file answer; they win
         self._forced = 0  # the status of the error whose page is being made
-        self.record = Record(connection.client_address, request, self.id)
+        self.peer = connection.peer
+        self.seat = 0  # under what it is counted, beside its connection
+        self.record = Record(self.peer.address, request, self.id)
         self._connection = connection
         self._started = worker.now()
         self._begun = False
@@ -89,19 +105,22 @@ class Exchange:
         self._mute = False  # the response has no body, whatever is written
         self._chunked = False
         self._left: int | None = None  # bytes that Content-Length still promises
+        self._coding: Coding | None = None  # that the response may be sent in
+        self._encoder: Encoder | None = None
+        self._promised: int | None = None  # bytes that the program still owes, where they are coded
         self._start: Start | None = None  # of a head that has not been sent
         self._persistence = b""
         self._programs = 0  # started and not ended
 
     @property
     def variables(self) -> dict[bytes, bytes]:
-        """The CGI variables of the connection."""
-        return self._connection.variables
+        """The CGI variables of the client."""
+        return self.peer.variables
 
     @property
     def connection_notes(self) -> dict[bytes | None, bytes]:
-        """The variables of the connection, encoded for FastCGI, by the host that is asked for."""
-        return self._connection.notes
+        """The same, encoded for FastCGI, by the host that is asked for."""
+        return self.peer.notes
 
     @property
     def is_begun(self) -> bool:
@@ -121,12 +140,21 @@ class Exchange:
     @property
     def needs_no_more(self) -> bool:
         """Whether all that this response may carry has been written."""
-        return self._begun and (self._mute or self._left == 0)
+        return self._begun and (self._mute or self._left == 0 or self._promised == 0)
 
     @property
     def bytes_missing(self) -> int:
         """How many bytes the response's Content-Length promises beyond what was written."""
-        return 0 if self._mute else self._left or 0
+        return 0 if self._mute else self._left or self._promised or 0
+
+    def see(self, peer: Peer) -> None:
+        """Take the request for that of another client, for which the connection's is a proxy."""
+        self.peer = peer
+        self.record.client = peer.address
+
+    def grant(self, guard: object, variables: dict[bytes, bytes], *, hides_authorization: bool = False) -> None:
+        """Let the request pass `guard`. With `hides_authorization`, no program is told by which password it did."""
+        self.granted = (self.granted or Grant({}, False)).and_by(guard, variables, hides_authorization)
 
     def receive_body(self, body: Body) -> None:
         """Read the request's body into `body`; its `on_complete` follows, at once if the body is here."""
@@ -139,18 +167,44 @@ class Exchange:
 
     def begin(self, status: int, reason: bytes, fields: Fields, length: int | None) -> None:
         """Begin a response whose body has `length` bytes, or an unknown number for None. Sent with the first bytes."""
-        if self.carried:
-            names = {name.lower() for name, _ in self.carried}
-            fields = [*self.carried, *(item for item in fields if item[0].lower() not in names)]
         self.begin_with(status, encode_start(status, reason, fields), length)
+
+    def begin_coded(self, status: int, coding: Coding, length: int | None) -> None:
+        """Begin a response of a program that may be sent in `coding`; its length counts before that.
+
+        Whether it is, is decided with the first bytes: what ends at once, and is small, is sent as it is. The head for
+        HEAD is that of a body of `length`.
+        """
+        is_coded = bool(coding.name) and self.request.version >= (1, 1)
+        if is_coded and length is not None and self.request.method == b"HEAD":
+            self.begin_with(status, coding.coded, None)
+            return
+        self.begin_with(status, coding.plain, length)
+        if is_coded and not self._mute:
+            self._coding = coding
+
+    def _encode(self, data: bytes, is_last: bool) -> bytes:
+        """Return the next piece of a body that may be coded, and is from the first one on."""
+        coding, self._coding = self._coding, None
+        if coding:
+            if is_last and len(data) < LEAST:
+                return data
+            self._encoder = Encoder(coding.name)
+            self._start = self._edited(coding.coded)
+            self._promised, self._left = self._left, None
+            self._chunked = True
+        if self._encoder is None:
+            return data
+        if self._promised is not None:
+            data = data[: self._promised]
+            self._promised -= len(data)
+        return self._encoder.encode(data, is_last)
 
     def begin_with(self, status: int, start: Start, length: int | None) -> None:
         """Begin a response, see `begin`, whose head begins with `start`."""
         request = self.request
-        if self._forced:
-            status, start = self._forced, with_status(start, self._forced)
-        if self.policy:
-            start = self.policy.edit(start)
+        start = self._edited(start)
+        status = self._forced or status
         self._begun = True
         self.record.status = status
         self._mute = request.method == b"HEAD" or status in (204, 304)
@@ -167,6 +221,15 @@ class Exchange:
             self._persistence = b"Connection: keep-alive\r\n"
         self._connection.persists = persistent
         self._start = start
+
+    def _edited(self, start: Start) -> Start:
+        """Return the first lines of a head as the route wants them, for the status of an error page that is made, and
+        with the fields of a program that has let a file answer."""
+        if self._forced:
+            start = with_status(start, self._forced)
+        if self.carried:
+            start = with_fields(start, self.carried)
+        return self.policy.edit(start) if self.policy else start
 
     def _take_head(self) -> bytes:
         """Return the head if it has not been sent, else b''."""
@@ -191,6 +254,9 @@ class Exchange:
         """Send a piece of the body. What exceeds its length, or has no place in this response, is dropped."""
         if self._ended:
             return
+        self._write(self._encode(data, False) if self._coding or self._encoder else data)
+
+    def _write(self, data: bytes) -> None:
         head = self._take_head()
         if self._mute:
             data = b""
@@ -209,10 +275,30 @@ class Exchange:
         elif head or data:
             self._connection.send(head + data if head else data)
 
+    @property
+    def can_send_files(self) -> bool:
+        """Whether `send_file` is to be had: nothing is done to the bytes on their way."""
+        return self._connection.can_send_files
+
+    def send_file(self, descriptor: int, begin: int, most: int, left: int) -> int | None:
+        """Have the kernel send up to `most` of the `left` bytes of a file from `begin` as a piece of the body.
+
+        Return how many went, 0 at the file's end, None where `Responder.client_ready` follows, or `client_gone`. Raise
+        OSError where it cannot be done. The response must have a length and a body.
+        """
+        sent = self._connection.send_file(self._take_head(), descriptor, begin, most, left)
+        if sent:
+            assert self._left is not None
+            self._left -= sent
+            self.record.bytes += sent
+        return sent
+
     def end(self, last: bytes = b"") -> None:
         """Send `last` and end the response well."""
         if self._ended:
             return
+        if self._coding or self._encoder:
+            last = self._encode(last, True)
         if self._chunked and self._start and len(last) <= _SMALL:
             # Nothing was sent: now that the length is known, say it.
             self._chunked = False
@@ -221,7 +307,7 @@ class Exchange:
             self._connection.send(self._take_head() + last)
         else:
             if last or self._start:
-                self.write(last)
+                self._write(last)
             if self._chunked:
                 self._connection.send(LAST_CHUNK)
         self._finish()
@@ -240,7 +326,7 @@ class Exchange:
     def respond_whole(self, status: int, start: Start, body: bytes) -> None:
         """Send a complete response that may have a body, not to HEAD; its head begins with `start`."""
         connection = self._connection
-        is_edited = self.policy or self._forced
+        is_edited = self.policy or self._forced or self.carried
         if is_edited or self.request.version < (1, 1) or len(body) > _SMALL or not connection.may_persist(self.request):
             self.begin_with(status, start, len(body))
             self.end(body)
@@ -264,7 +350,7 @@ class Exchange:
         """Answer with an error page, or cut the response off if it has begun. A 5xx is logged with its words."""
         if self._ended:
             return
-        if fault.status >= 500:
+        if fault.status >= 500 and fault.outcome != LIMITED:
             self.worker.error_log.error(f"{fault.status} {fault.words}", self.id)
         outcome = fault.outcome or ("failed" if fault.status >= 500 else "refused")
         if self._begun:
@@ -273,7 +359,7 @@ class Exchange:
         self.record.outcome = outcome
         if self._is_answered_by_page(fault):
             return
-        if fault.status == 400:
+        if fault.status == 400 or fault.closes:
             self._connection.refuse_more()
         words = fault.words if self.worker.settings.debug else ""
         page = pages.error_page(fault.status, REASONS.get(fault.status, b""), self.id, words)
@@ -282,6 +368,8 @@ class Exchange:
             fields.append((b"Retry-After", b"%d" % fault.retry_after))
         if fault.allow:
             fields.append((b"Allow", fault.allow.encode()))
+        if fault.challenge:
+            fields.append((b"WWW-Authenticate", fault.challenge.encode()))
         self.respond(fault.status, fields, page)
 
     def _is_answered_by_page(self, fault: Fault) -> bool:
@@ -324,6 +412,8 @@ class Exchange:
             self.record.status = 499
         if self.responder:
             self.responder.client_gone()
+        if self.seat:
+            self.worker.leave(self.seat)
         self._log_if_done()
 
     def client_ready(self) -> None:
@@ -335,6 +425,8 @@ class Exchange:
         self._ended = True
         if self.body:
             self.body.close()
+        if self.seat:
+            self.worker.leave(self.seat)
         self._log_if_done()
         self._connection.exchange_ended()
 

@@ -20,6 +20,7 @@ from gateway.cgi.spawner import Spawner
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.keeper import WarmMount
 from gateway.cgi.wire import channel
+from gateway.clients.table import ClientShare, ClientTable
 from gateway.fastcgi.tokens import Share, Tokens
 from gateway.managers import GENERATIONS, Managed
 from gateway.parent import Child, Parent, end_in_words, send_signal
@@ -56,6 +57,8 @@ class Generation:
         self._workers = [Child("worker", number + 1) for number in numbers]
         self._spawners = [Child("spawner", number + 1) for number in numbers]
         self._places = [{server: tokens.join() for server, tokens in self.tokens.items()} for _ in numbers]
+        clients = settings.clients
+        self._clients = ClientTable(clients.addresses, settings.workers) if clients.are_counted else None
         self._leaving: dict[int, Roll] = {}  # spawners whose worker died, while they end their programs
         self._ending = ""  # "", "drain" or "stop"
         self._end_by = float("inf")
@@ -187,6 +190,8 @@ class Generation:
         if child.kind == "worker":
             for server, tokens in self.tokens.items():
                 tokens.recover(self._places[number][server])
+            if self._clients:
+                self._clients.recover(number)
         if self._ending:
             if status and self._ending == "drain":
                 self._log.error(f"{child.name} (pid {pid}) died while it drained: {end_in_words(status)}")
@@ -259,11 +264,15 @@ class Generation:
         self._parent.die_with_me()
         places = self._places[number]
         shares = {server: Share(tokens, places[server]) for server, tokens in self.tokens.items()}
-        front.run_worker(self.settings, self._listeners, control, roll, shares, self._actual)
+        counted = ClientShare(self._clients, number) if self._clients else None
+        parent = self._parent.pid
+        front.run_worker(self.settings, self._listeners, control, roll, shares, parent, self._actual, counted)
 
     def _be_spawner(self, to_worker: socket.socket, worker_end: socket.socket, roll: Roll) -> None:
         # While anybody but the worker holds the worker's end, its death would not be seen.
         worker_end.close()
+        if self.settings.account:
+            self.settings.account.become(self.settings.no_new_privileges)
         Spawner(to_worker, roll, self.settings.timeouts.kill, _warm_mounts(self.settings)).run()
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fcgi_pool.listener import Address, AddressError, unlink_socket
-from gateway.options import DEFAULT_LISTEN, UsageError
+from gateway.options import DEFAULT_LISTEN
+from gateway.usage import UsageError
 
 _DEFAULT = (Address.parse(DEFAULT_LISTEN),)
 

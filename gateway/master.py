@@ -20,6 +20,7 @@ from gateway.listeners import Listener
 from gateway.managers import GENERATIONS, Managers
 from gateway.parent import Parent
 from gateway.prepare import Prepared, prepare
+from gateway.privileges import AS_ROOT, own_logs
 from gateway.settings import Settings
 from gateway.succession import Succession
 from gateway.systemd import Notifier
@@ -155,6 +156,7 @@ class Master:
             self._drain()
         elif number == signal.SIGUSR1:
             self._log.reopen()
+            own_logs(self._served.settings)
             for generation in self._generations:
                 generation.tell_workers(front.REOPEN)
         elif number in (signal.SIGHUP, signal.SIGUSR2):
@@ -254,6 +256,8 @@ class Master:
             self._leaving.append(before)
             self._closing, self._closing_until = before, time.monotonic() + _CLOSING
         self._announce([one for one in new.listeners if succession.is_first or one not in old.listeners])
+        if not os.geteuid() and not new.settings.account:
+            self._log.warning(AS_ROOT)
         if succession.is_first:
             self._say_ready("ready")
             self._predecessor.relieve(new.listeners)

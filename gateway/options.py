@@ -7,15 +7,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gateway import __version__
+from gateway.limit_options import add_limit_options
+from gateway.usage import UsageError
 
 DEFAULT_PREFIX = "/cgi-bin/"
 DEFAULT_LISTEN = "127.0.0.1:8000"
 
 _Add = Callable[..., Any]
-
-
-class UsageError(ValueError):
-    """A mistake of the user; the text names the option, what is wrong and what would be right."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,6 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"gateway {__version__}")
     add("--cgi-dir", action="append", default=[], metavar="[PREFIX=]DIR",
         help=f"serve the programs in DIR below PREFIX (default {DEFAULT_PREFIX}); repeatable")  # fmt: skip
+    add("--static", action="append", default=[], metavar="[PREFIX=]DIR",
+        help="serve the files in DIR as they are below PREFIX (default /); repeatable")  # fmt: skip
+    add("--listing", action="store_true", help="with --static: list what is in a directory that has no index.html")
     add("--fastcgi", action="append", default=[], metavar="PREFIX=ADDRESS",
         help="serve below PREFIX by the FastCGI server at unix:PATH or tcp:HOST:PORT; repeatable")  # fmt: skip
     add("--pool", action="append", default=[], metavar="PREFIX=COMMAND",
@@ -49,9 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE", default="", help="TOML, see docs/configuration.rst, in place of all other options")
     add("--print-config", action="store_true", help="show the whole configuration, defaults included; serve nothing")
     add("--check", action="store_true", help="say what would be served, and what would fail; serve nothing")
+    add("--run", action="store_true", help="with --check: start each program and pool once, and say what fails")
     _add_programs(parser.add_argument_group("programs").add_argument)
     _add_fastcgi(parser.add_argument_group("FastCGI").add_argument)
     _add_clients(parser.add_argument_group("clients").add_argument)
+    add_limit_options(parser.add_argument_group("limits").add_argument)
     _add_logs(parser.add_argument_group("logs and files").add_argument)
     _add_internals(parser.add_argument_group("internals").add_argument)
     return parser
@@ -72,7 +75,7 @@ def _add_programs(add: _Add) -> None:
     add("--max-programs", metavar="N", default="256", help="programs at once, per worker (default 256); more wait")
     add("--kill-group", action="store_true", help="when a program ends, end what it left in its process group")
     add("--follow-links", action=argparse.BooleanOptionalAction, default=True,
-        help="follow symbolic links below a directory of programs (default: yes)")  # fmt: skip
+        help="follow symbolic links below a directory of programs or files (default: yes)")  # fmt: skip
 
 
 def _add_fastcgi(add: _Add) -> None:
@@ -86,6 +89,7 @@ def _add_fastcgi(add: _Add) -> None:
 
 
 def _add_clients(add: _Add) -> None:
+    add("--compress", action="store_true", help="send text that programs write in gzip, or br and zstd if installed")
     add("--max-body", metavar="SIZE", default="2G", help="largest body of a request, as 512K, 16M, 2G (default 2G)")
     add("--header-timeout", metavar="SECONDS", help="a request's head must be complete within (default 20)")
     add("--body-timeout", metavar="SECONDS", help="longest stall of a request's body (default 60)")
@@ -100,6 +104,8 @@ def _add_logs(add: _Add) -> None:
     add("--access-log", metavar="PATH", default="-", help="a path, - for standard output, or off (default -)")
     add("--error-log", metavar="PATH", default="-", help="a path, or - for standard error (default -)")
     add("--log-format", choices=("combined", "json"), default="combined", help="of the access log")
+    add("--user", metavar="USER", default="", help="whom workers and programs run as, if started by root")
+    add("--group", metavar="GROUP", default="", help="and with which group (default: the user's)")
     add("--pid-file", metavar="PATH", default="", help="holds the master's pid while it serves")
     add("--temp-dir", metavar="DIR", default="", help="for large bodies (default: the system's, see TMPDIR)")
 

@@ -1,4 +1,4 @@
-"""The pages the server writes itself: errors, and what is mounted."""
+"""The pages the server writes itself: errors, what is mounted, and what is in a directory."""
 
 from __future__ import annotations
 
@@ -50,3 +50,23 @@ def index_page(mounts: list[tuple[str, list[str]]], applications: list[str]) -> 
         body += "".join(f'\n<li><a href="{escape(prefix)}">{escape(prefix)}</a></li>' for prefix in applications)
         body += "\n</ul>"
     return _page("gateway", body)
+
+
+def listing_page(path: str, names: list[tuple[str, str]], is_short: bool) -> bytes:
+    """Return the page of a directory: `names` are (name, size in words), directories' with a slash at their end.
+
+    `is_short`: there are more, which are not shown.
+    """
+    title = escape(path)
+    body = f"<h1>{title}</h1>\n<ul>"
+    if path != "/":
+        body += '\n<li><a href="../">..</a></li>'
+    for name, size in names:
+        # Without the dot a colon in the name would make the rest of it a scheme.
+        href = "./" + quote(name, safe="/", errors="surrogateescape")
+        words = f' <span class="id">{size}</span>' if size else ""
+        body += f'\n<li><a href="{href}">{escape(name)}</a>{words}</li>'
+    body += "\n</ul>"
+    if is_short:
+        body += "\n<p>There are more, which are not listed.</p>"
+    return _page(title, body)

@@ -74,7 +74,7 @@ class Parent:
         self.log = log
         self._loop = Loop()
         self._watched: dict[int, socket.socket] = {}
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._ignored = {number for number in HANDLED if signal.getsignal(number) is signal.SIG_IGN}
         self._signals, self._wakeup = socket.socketpair()
         # Returns all listeners that the master has, of which a child keeps its own.
@@ -117,12 +117,20 @@ class Parent:
 
     def fork(self, serve: Callable[[], None], keeps: Sequence[socket.socket] = ()) -> int:
         """Return the pid of a child that runs `serve` alone, and has the listeners `keeps`; raise OSError."""
-        pid = os.fork()
+        # A signal for the child must not come while its handler is the master's: that tells the master.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if pid:
             return pid
         status = 1
         try:
             self._forget(keeps)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             serve()
             status = 0
         except BaseException:
@@ -149,7 +157,7 @@ class Parent:
     def die_with_me(self) -> None:
         """In a child: have the kernel kill it when the master dies, even if it is stopped or stuck (prctl(2))."""
         _set_death_signal(signal.SIGKILL)
-        if os.getppid() != self._pid:
+        if os.getppid() != self.pid:
             os._exit(1)  # it died before it was asked
 
     def start(self, child: Child, begin: Callable[[Child], None]) -> None:

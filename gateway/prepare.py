@@ -9,9 +9,10 @@ from typing import TypeVar
 from gateway.error_log import ErrorLog
 from gateway.listeners import Listener, listen_at
 from gateway.log_file import LogFile
-from gateway.options import UsageError
 from gateway.pid_file import PidFile
+from gateway.privileges import own_logs
 from gateway.settings import Settings
+from gateway.usage import UsageError
 
 _Opened = TypeVar("_Opened")
 
@@ -36,6 +37,7 @@ def prepare(settings: Settings, there: Iterable[Listener]) -> Prepared:
     """Open what `settings` need, with the listeners that are `there` already; raise UsageError."""
     opened("--error-log", lambda: ErrorLog(settings.error_log).close())
     opened("--access-log", lambda: LogFile(settings.access_log, 1).close())
+    own_logs(settings)
     pid_file = PidFile(settings.pid_file)
     opened("--pid-file", pid_file.check)
     return Prepared(settings, listen_at(settings.listen, there), pid_file)

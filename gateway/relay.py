@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gateway.cgi.output import Header, HeaderReader
 from gateway.exchange import Exchange
 from gateway.fault import Fault
+from gateway.http.compression import coding_for
 from gateway.spill import Spill
 
 if TYPE_CHECKING:
@@ -92,7 +93,13 @@ class Relay:
     def _begin(self, header: Header, data: bytes) -> None:
         self.redirect = None
         exchange = self._exchange
-        exchange.begin_with(header.status, header.start, header.content_length)
+        coding = None
+        if self._worker.settings.compress:
+            coding = coding_for(exchange.request, header.status, header.reason, header.fields, header.content_length)
+        if coding:
+            exchange.begin_coded(header.status, coding, header.content_length)
+        else:
+            exchange.begin_with(header.status, header.start, header.content_length)
         if exchange.needs_no_more:
             self._complete(b"")
         elif header.content_length == len(data) or len(data) > _HOLD_SIZE:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from urllib.parse import quote_from_bytes
 
 from gateway.http.message import Request
-from gateway.http.response import Start
+from gateway.http.response import Start, with_fields
 from gateway.routing import Match, Router
 from gateway.settings import Rewrite, Route
 
@@ -45,11 +45,7 @@ class Policy:
         if edited is None:
             if len(self._edited) >= _HEADS:
                 self._edited.clear()
-            names = {name.lower() for name, _ in self.headers}
-            status, *lines = start.lines.splitlines(keepends=True)
-            kept = [line for line in lines if line.partition(b":")[0].lower() not in names]
-            own = [b"%s: %s\r\n" % (name, value) for name, value in self.headers if value]
-            edited = self._edited[start.lines] = Start(b"".join([status, *kept, *own]), start.has_date)
+            edited = self._edited[start.lines] = with_fields(start, self.headers)
         return edited
 
 

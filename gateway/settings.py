@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from fcgi_pool.listener import Address
 from gateway.cgi.warm.shebang import Recipe
+from gateway.clients.settings import ClientSettings
 from gateway.http.limits import Limits
+from gateway.privileges import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,18 @@ class SiteMount:
 
 
 @dataclass(frozen=True, slots=True)
+class StaticMount:
+    """A tree of files served below `prefix`, none of them run. `index` are names of a directory's own page; with
+    `listing`, a directory without one is answered by the names of what is in it."""
+
+    prefix: str
+    directory: str
+    index: tuple[str, ...] = ("index.html",)
+    follow_links: bool = True
+    listing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """A pool of processes that is started and kept by us: `server`'s name, address and number of children, their
     command line, their variables, and the pool's directives, each as ``KEY=VALUE``."""
@@ -102,7 +116,7 @@ class Pool:
         return self.app or shlex.join(self.command)
 
 
-Mount = CgiMount | FastCgiMount | SiteMount
+Mount = CgiMount | FastCgiMount | SiteMount | StaticMount
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +174,9 @@ class Settings:
     rewrites: tuple[Rewrite, ...] = ()
     # Whether "/" shows what is mounted, if nothing is mounted there.
     shows_index: bool = False
+    # Whom workers and programs run as; None: as the server was started.
+    account: Account | None = None
+    no_new_privileges: bool = False
     # Requests that did not come over TLS are sent to this port by https; 0: they are answered.
     https_port: int = 0
     pools: tuple[Pool, ...] = ()
@@ -175,12 +192,15 @@ class Settings:
     pid_file: str = ""
     temp_dir: str = ""
     tls: Tls | None = None
+    # Whether what programs write is sent in a content coding that the client accepts.
+    compress: bool = False
     # Programs at once in one worker; more wait in line. Apache's MaxRequestWorkers is 400 for all of the server.
     max_programs: int = 256
     # Requests that wait for a place; one more is answered 503 at once.
     max_waiting: int = 4096
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
+    clients: ClientSettings = field(default_factory=ClientSettings)
 
     @property
     def mounts(self) -> tuple[Mount, ...]:
@@ -192,6 +212,8 @@ class Settings:
         """Every FastCGI server that is asked for something, once."""
         found: dict[FastCgiServer, None] = {}
         for mount in (*self.mounts, *self.authorizers):
-            servers = [server for _, server in mount.reuse] if isinstance(mount, CgiMount) else [mount.server]
-            found |= dict.fromkeys(servers)
+            if isinstance(mount, CgiMount):
+                found |= dict.fromkeys(server for _, server in mount.reuse)
+            elif not isinstance(mount, StaticMount):
+                found[mount.server] = None
         return tuple(found)

@@ -11,35 +11,40 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from fcgi_pool.listener import BACKLOG
+from fcgi_pool.process import die_with
 from gateway.access_log import AccessLog
 from gateway.body import Body, start_disk_thread
 from gateway.cgi.launcher import Launcher
 from gateway.cgi.roll import Roll
+from gateway.clients.door import Door
+from gateway.clients.entrance import Entrance
+from gateway.clients.peer import Peer
+from gateway.clients.table import ClientShare
 from gateway.connection import Connection, refused_record
-from gateway.dispatch import Dispatcher, Handler
+from gateway.dispatch import Dispatcher, Guard, Handler
 from gateway.error_log import ErrorLog
 from gateway.exchange import Exchange, renew_ids
 from gateway.fastcgi.backend import Backend
 from gateway.fastcgi.tokens import Share
 from gateway.handlers.authorizer import Authorizer
+from gateway.handlers.basic_auth import BasicAuthGuard
 from gateway.handlers.cgi import CgiDirectory
 from gateway.handlers.fastcgi import FastCgiApplication
 from gateway.handlers.files import send_file
 from gateway.handlers.index import Index, Nothing
 from gateway.handlers.site import Site
+from gateway.handlers.static import StaticTree, file_store
 from gateway.http.base_reader import Reader
 from gateway.http.message import Refused
 from gateway.http.reader import reader_class
 from gateway.readiness import Readiness
 from gateway.routes import Endpoint
-from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings
-from gateway.tls import server_context
+from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings, SiteMount, StaticMount
 
 # Deadlines are looked at so often, in seconds: one timer a worker instead of one a connection.
 _SWEEP = 0.25
@@ -82,6 +87,7 @@ class Worker:
     """Serves `listeners` until the master says otherwise on `control`.
 
     `shares`: of the FastCGI servers whose connections are counted. `actual`: where pools of ours listen in fact.
+    `counted`: where clients are counted, None if they are not.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Worker:
         roll: Roll,
         shares: Mapping[FastCgiServer, Share],
         actual: Mapping[FastCgiServer, FastCgiServer],
+        counted: ClientShare | None,
     ) -> None:
         self.settings = settings
         self.loop = _new_loop(settings.loop)
@@ -102,16 +109,17 @@ class Worker:
         self.runs: set[Run] = set()
         self.is_draining = False
         self._takes_more_until = math.inf
-        places, self._capacity = _capacity(settings.max_programs)
+        sends_files = any(isinstance(mount, StaticMount | SiteMount) for mount in settings.mounts)
+        places, capacity = _capacity(settings.max_programs, 2 if sends_files else 1)
+        self._capacity = min(capacity, settings.clients.max_connections or capacity)
+        self.files = file_store(settings.mounts)
         self.readiness = Readiness(self.loop)
         self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
         self._reader_class = reader_class(settings.http)
         self._listeners = listeners
         self._control = control
         self._accepting = False
-        self._adopting: set[asyncio.Task[None]] = set()
         self._said_scarce = 0.0
-        self._tls = server_context(settings.tls) if settings.tls else None
         self._backends = {
             server: Backend(self, actual.get(server, server), shares.get(server)) for server in settings.fastcgi_servers
         }
@@ -121,14 +129,22 @@ class Worker:
         ]
         if settings.shows_index and not any(route.prefix == "/" for route in settings.routes):
             endpoints.append(Endpoint.of(Route("/"), Index(settings.mounts)))
-        guards = [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers]
+        # Of each kind the one with the longest prefix is asked: who it is first, then whether that one may.
+        guards: list[list[tuple[str, Guard]]] = [
+            [(auth.prefix, BasicAuthGuard(self, auth)) for auth in settings.clients.auth],
+            [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers],
+        ]
         self._dispatcher = Dispatcher(settings, endpoints, guards)
+        self.door = Door(self, settings.clients, counted) if counted or settings.clients.real_ip else None
+        self._entrance = Entrance(self, _proxied(settings, listeners))
 
     def _handler(self, mount: Mount | None, number: int) -> Handler:
         if mount is None:
             return Nothing()
         if isinstance(mount, CgiMount):
             return CgiDirectory(self, mount, number)
+        if isinstance(mount, StaticMount):
+            return StaticTree(self, mount)
         return FastCgiApplication(self, mount) if isinstance(mount, FastCgiMount) else Site(self, mount)
 
     def backend(self, server: FastCgiServer) -> Backend:
@@ -175,7 +191,7 @@ class Worker:
     def _accept(self, listener: socket.socket) -> None:
         """Accept one connection: what else waits is shared with the other workers."""
         try:
-            accepted, _ = listener.accept()
+            accepted, name = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -187,39 +203,29 @@ class Worker:
             self._stop_listening()
             self.loop.call_later(_ACCEPT_PAUSE, self._listen)
             return
-        self._take_in(accepted)
+        self._entrance.take(listener, accepted, name)
         # Those on their way in hold descriptors too.
-        if len(self.connections) + len(self._adopting) >= self._capacity:
+        if len(self.connections) + self._entrance.count >= self._capacity:
             self._stop_listening()
-
-    def _take_in(self, accepted: socket.socket) -> None:
-        accepted.setblocking(False)
-        task = self.loop.create_task(self._adopt(accepted))
-        self._adopting.add(task)
-        task.add_done_callback(self._adopting.discard)
-
-    async def _adopt(self, accepted: socket.socket) -> None:
-        try:
-            if self._tls:
-                await self.loop.connect_accepted_socket(
-                    lambda: Connection(self),
-                    accepted,
-                    ssl=self._tls,
-                    ssl_handshake_timeout=self.settings.timeouts.handshake,
-                )
-            else:
-                await self.loop.connect_accepted_socket(lambda: Connection(self), accepted)
-        except (OSError, ssl.SSLError):
-            accepted.close()
-            self._room_for_connections()
 
     def connection_lost(self, connection: Connection) -> None:
         """A connection has ended."""
         self.connections.discard(connection)
+        self.did_not_come(connection.peer)
+
+    def did_not_come(self, peer: Peer) -> None:
+        """There is one connection less, or one that was accepted did not come so far."""
+        if peer.seat:
+            self.leave(peer.seat)
         if self.is_draining:
             self._leave_if_done()
         else:
             self._room_for_connections()
+
+    def leave(self, seat: int) -> None:
+        """What was counted under `seat` has ended."""
+        if self.door:
+            self.door.leave(seat)
 
     def _room_for_connections(self) -> None:
         if not self._accepting:
@@ -228,7 +234,12 @@ class Worker:
     # -- requests
 
     def answer(self, exchange: Exchange) -> None:
-        """Answer a request of a client."""
+        """Answer a request of a client, if it may have it and may have it now."""
+        if not self.door or not self.door.holds(exchange):
+            self._dispatcher.answer(exchange)
+
+    def admit(self, exchange: Exchange) -> None:
+        """Answer a request of a client that may have it."""
         self._dispatcher.answer(exchange)
 
     def route(self, exchange: Exchange, redirects: int) -> None:
@@ -310,14 +321,14 @@ class Worker:
 
     def _take_queued(self, listener: socket.socket) -> None:
         """Accept what waits: where nobody else listens any more, it would be reset when the last of us closes."""
-        for _ in range(min(BACKLOG, self._capacity - len(self.connections) - len(self._adopting))):
+        for _ in range(min(BACKLOG, self._capacity - len(self.connections) - self._entrance.count)):
             try:
-                accepted, _ = listener.accept()
+                accepted, name = listener.accept()
             except ConnectionAbortedError:
                 continue
             except OSError:
                 return
-            self._take_in(accepted)
+            self._entrance.take(listener, accepted, name)
 
     @property
     def last_call(self) -> float:
@@ -334,7 +345,7 @@ class Worker:
 
     def _leave_if_done(self) -> None:
         idle = self.launcher.is_idle and all(backend.is_idle for backend in self._backends.values())
-        if idle and not self.connections and not self._adopting:
+        if idle and not self.connections and not self._entrance.count:
             self.loop.stop()
 
     def _stop(self) -> None:
@@ -372,8 +383,8 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def _capacity(max_programs: int) -> tuple[int, int]:
-    """Return how many programs and how many connections this process has descriptors for.
+def _capacity(max_programs: int, each: int) -> tuple[int, int]:
+    """Return how many programs, and how many connections that take `each`, this process has descriptors for.
 
     What an accepted request will need is thus reserved before it is accepted. The soft limit is raised to the hard
     one; programs are started by another process and keep the soft limit.
@@ -383,7 +394,16 @@ def _capacity(max_programs: int) -> tuple[int, int]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     free = max(hard - _OWN_DESCRIPTORS, 16) if hard != resource.RLIM_INFINITY else 1_000_000
     programs = max(1, min(max_programs, free // (2 * _PROGRAM_DESCRIPTORS)))
-    return programs, max(1, free - programs * _PROGRAM_DESCRIPTORS)
+    return programs, max(1, (free - programs * _PROGRAM_DESCRIPTORS) // each)
+
+
+def _proxied(settings: Settings, listeners: list[socket.socket]) -> list[socket.socket]:
+    """Return the listeners whose connections begin with a PROXY header; they stand in the order of the addresses."""
+    header = settings.clients.proxy_protocol
+    if not header:
+        return []
+    pairs = zip(settings.listen, listeners, strict=False)
+    return [listener for address, listener in pairs if not header.listen or address in header.listen]
 
 
 def run_worker(
@@ -392,9 +412,11 @@ def run_worker(
     control: socket.socket,
     roll: Roll,
     shares: Mapping[FastCgiServer, Share],
+    parent: int,
     actual: Mapping[FastCgiServer, FastCgiServer],
+    counted: ClientShare | None,
 ) -> None:
-    """Be a front worker, in a process of its own."""
+    """Be a front worker, in a process of its own that ends with `parent`."""
     renew_ids()
     # The terminal's INT and QUIT go to the whole group; what they mean is the master's to say.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -402,4 +424,9 @@ def run_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    Worker(settings, listeners, control, roll, shares, actual).run()
+    worker = Worker(settings, listeners, control, roll, shares, actual, counted)
+    if settings.account:
+        # Logs are open and keys read. The kernel forgets at this whose death ends the process (prctl(2)).
+        settings.account.become(settings.no_new_privileges)
+        die_with(parent)
+    worker.run()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.pool_support import RunningPool, running_pool
-from tests.support import PATIENCE, ROOT, Server, descendants, links, need, start_server, state, wait_until
+from tests.support import PATIENCE, ROOT, Server, children, descendants, links, need, start_server, state, wait_until
 
 C_PROGRAM = r"""
 #include <fcgi_stdio.h>
@@ -124,6 +124,18 @@ def birth(pid: int) -> str:
 def family(server: Server) -> dict[int, str]:
     """Return all processes of a front, and when each began."""
     return {pid: birth(pid) for pid in [server.pid, *descendants(server.pid)]}
+
+
+def managers(server: Server) -> list[int]:
+    """Return the pids of the managers that a front has started."""
+    return [pid for pid in children(server.pid) if b"\0-m\0fcgi_pool\0" in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # How long a test waits for an event that must come: a guard against hanging, never a measurement.
 PATIENCE = 30.0
+# Whether servers with a CGI directory run warm what they can: `pytest --warm`.
+is_warm = False
 
 
 def need(*programs: str) -> None:
@@ -185,12 +187,14 @@ class Server:
 
         def idle() -> str:
             processes = children(self.pid)
-            if set(self.processes()) != set(processes):
-                return f"processes left: {set(self.processes()) - set(processes)}"
+            warm = {pid: warm_processes(pid) for pid in processes}
+            left = set(self.processes()) - set(processes).union(*warm.values())
+            if left:
+                return f"processes left: {[(pid, command(pid)) for pid in left]}"
             if any(state(pid) == "Z" for pid in processes):
                 return "zombies left"
             for pid, count in self._baseline.items():
-                if pid in processes and descriptors(pid) > count:
+                if pid in processes and descriptors(pid) > count + _held_for(warm[pid]):
                     return f"descriptors left in {pid}: {count} at first, now {descriptors(pid)}: {links(pid)}"
             left = list(self.temp_dir.iterdir())
             return f"temporary files left: {left}" if left else ""
@@ -227,6 +231,11 @@ class Server:
         assert "unexpected, please report" not in self.errors.text, self.errors.text
 
 
+def warnings_in(text: str) -> list[str]:
+    """Return the warnings of an error log, but for the one that tests which run as root have to live with."""
+    return [line for line in text.splitlines() if " warning " in line and "it runs as root" not in line]
+
+
 def without_scripts(text: str) -> str:
     """Return what of a log is the server's own, not a program's."""
     return "\n".join(line for line in text.splitlines() if " script " not in line and " error [" not in line)
@@ -246,15 +255,16 @@ def start_server(
     user: int | None = None,
     pass_fds: tuple[int, ...] = (),
 ) -> Server:
-    """Start a server; see the fixture `serve`."""
+    """Start a server; see the fixture `serve`. `config`: a file that stands for all the options."""
     arguments = [*(prefix or []), sys.executable, "-m", "gateway"]
     if config:
-        # It stands for all options.
         arguments += ["--config", str(config)]
     else:
         arguments += ["--workers", str(workers), "--temp-dir", str(temp_dir), "--access-log", access_log]
         arguments += ["--cgi-dir", str(cgi_dir)] if cgi_dir is not None else []
         arguments += ["--listen", listen] if listen else []
+        if is_warm and "--cgi-dir" in (*arguments, *options) and "--warm" not in options:
+            arguments += ["--warm"]
     arguments += options
     process = subprocess.Popen(
         arguments,
@@ -396,6 +406,39 @@ def descendants(parent: int) -> set[int]:
     while new := {pid for pid, above in parents.items() if above in new}:
         found |= new
     return found
+
+
+def command(pid: int) -> str:
+    """Return a process's command line, '' for none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="backslashreplace").strip()
+    except OSError:
+        return ""
+
+
+def warm_processes(spawner: int) -> set[int]:
+    """Return the pids of a spawner's warm interpreters, of their trials and of the children that wait for a request.
+
+    A child is one of its scripts as soon as it has that request's stdout and stderr; before, both are one pipe.
+    """
+    return {pid for pid in descendants(spawner) if "/cgi/warm/bootstrap." in command(pid) and _is_without_request(pid)}
+
+
+def warm_interpreters(spawner: int) -> set[int]:
+    """Return the pids of a spawner's warm interpreters: they hold the socket over which they are asked for children."""
+    return {pid for pid in warm_processes(spawner) if pid in children(spawner) and _inode(f"/proc/{pid}/fd/4")}
+
+
+def _is_without_request(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/1") == os.readlink(f"/proc/{pid}/fd/2")
+    except OSError:
+        return False
+
+
+def _held_for(warm: set[int]) -> int:
+    """Return how many descriptors a spawner holds for its warm processes: one each, and what an interpreter says."""
+    return len(warm) + sum(bool(_inode(f"/proc/{pid}/fd/4")) for pid in warm)
 
 
 def members(session: int) -> list[int]:

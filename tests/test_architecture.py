@@ -52,8 +52,15 @@ def test_the_pool_never_imports_the_gateway() -> None:
         ("h11", ["gateway.http.h11_reader"]),
         ("httptools", ["gateway.http.httptools_reader"]),
         ("argparse", ["fcgi_pool.cli", "fcgi_pool.runtime.__main__", "gateway.cli", "gateway.options"]),
-        ("ctypes", ["fcgi_pool.process", "fcgi_pool.runtime.scripts", "gateway.cgi.warm.bootstrap", "gateway.parent"]),
+        (
+            "ctypes",
+            [
+                "fcgi_pool.process", "fcgi_pool.runtime.scripts", "gateway.cgi.warm.bootstrap", "gateway.parent",
+                "gateway.privileges",
+            ],
+        ),
         ("marshal", ["gateway.cgi.wire"]),
+        ("msgspec", ["gateway.config.keys", "gateway.config.read", "gateway.config.reference"]),
         ("tomllib", ["fcgi_pool.cli", "gateway.config.read"]),
     ],
 )
@@ -64,8 +71,8 @@ def test_one_file_has_the_power(library: str, homes: list[str]) -> None:
 
 
 def test_programs_are_started_in_one_place() -> None:
-    """Only the spawner starts CGI programs, only the master, the manager of a pool and a warm interpreter fork."""
-    forks = ("gateway.parent", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
+    """Only the spawner starts CGI programs; who forks is known: a master, its trial, a pool, a warm interpreter."""
+    forks = ("gateway.parent", "gateway.trial", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
     for path in MODULES:
         text = path.read_text()
         assert ("posix_spawn(" in text) == (name(path) == "gateway.cgi.spawner"), path

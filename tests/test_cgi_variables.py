@@ -8,15 +8,15 @@ import os
 import re
 import socket
 import ssl
-import subprocess
 import sys
 
 import pytest
 
-from tests import misbehaviour, support
+from tests import misbehaviour
 
 # Tells everything about itself. The environment is read from the kernel, so that nothing the interpreter does to it
-# is seen, and as Latin-1, so that each byte is one character.
+# is seen, and as Latin-1, so that each byte is one character. Of a warm process the kernel knows what its interpreter
+# was started with; there it is what another program would be given, without what Python sets in the C locale (PEP 538).
 TELL = f"""#!{sys.executable} -IS
 import json, os, sys
 held = []
@@ -26,8 +26,14 @@ for n in map(int, os.listdir("/proc/self/fd")):
     except OSError:
         continue
     held.append(n)
-with open("/proc/self/environ", "rb") as file:
-    pairs = [item.partition("=")[::2] for item in file.read().decode("latin-1").split("\\0") if item]
+with open("/proc/self/cmdline", "rb") as file:
+    is_warm = b"/cgi/warm/bootstrap." in file.read()
+if is_warm:
+    items = [name + b"=" + value for name, value in os.environb.items() if name != b"LC_CTYPE"]
+else:
+    with open("/proc/self/environ", "rb") as file:
+        items = file.read().split(b"\\0")
+pairs = [item.decode("latin-1").partition("=")[::2] for item in items if item]
 mask = os.umask(0)
 print("Content-Type: application/json")
 print()
@@ -348,37 +354,6 @@ def test_a_client_cannot_set_variables_of_ours(tell, server):
 
 
 # Listeners.
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    support.need("openssl")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            str(key),
-            "-out",
-            str(cert),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
 
 
 @pytest.mark.parametrize("one_file", [False, True])

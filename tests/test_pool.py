@@ -393,6 +393,36 @@ def test_a_worker_has_three_descriptors_and_a_clean_environment(programs: Path, 
         assert os.getsid(worker) == worker
 
 
+def test_a_signal_for_a_new_worker_is_not_the_managers() -> None:
+    """One that comes between fork and exec ends the worker: its handlers were the manager's until then."""
+    script = """
+import os, signal, socket
+from fcgi_pool import process
+told, telling = socket.socketpair()
+told.setblocking(False)
+telling.setblocking(False)
+signal.set_wakeup_fd(telling.fileno())
+signal.signal(signal.SIGTERM, lambda *_: None)
+setsid = os.setsid
+def meanwhile():
+    os.kill(os.getpid(), signal.SIGTERM)
+    setsid()
+os.setsid = meanwhile
+listener = socket.create_server(("127.0.0.1", 0))
+launch = process.Launch(("/bin/sleep", "1000"), {})
+for pid in (process.start(launch, listener.fileno()).pid, process.start_helper(os._exit, listener.fileno(), "x")):
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+try:
+    print(told.recv(9))
+except BlockingIOError:
+    print("nothing")
+os.kill(os.getpid(), signal.SIGTERM)
+print(told.recv(9))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["-15", "-15", "nothing", str(bytes([signal.SIGTERM]))]
+
+
 def _name(workers: list[int]) -> str:
     return Path(f"/proc/{workers[0]}/comm").read_text().strip() if workers else ""
 

@@ -1,7 +1,7 @@
 """Faults under load: killed and stopped workers, managers and fronts, reloads, full and broken pools, random records.
 
-Each test has a short form of a few seconds, and a long one: ``make faults``. The clients are real and count
-what they get; nothing is decided by how long something took.
+Each test has a short form of a few seconds, and a long one: ``make faults``. The clients are real and count what they
+get; nothing is decided by how long something took.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.pool_load import (
     family,
     front,
     hold_all,
+    managers,
     site,
 )
 from tests.pool_support import RunningPool, ask, connect, start_pool, variables
@@ -221,18 +222,6 @@ def _start_again(programs: Path, pool: RunningPool) -> RunningPool:
     return start_pool("--children", "3", *more, directory=pool.directory)
 
 
-def managers(server: Server) -> list[int]:
-    """Return the pids of the managers that a front has started."""
-    return [pid for pid in children(server.pid) if b"\0-m\0fcgi_pool\0" in _command_line(pid)]
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
 def test_a_manager_of_the_front_that_is_killed_comes_back(programs: Path) -> None:
     """The front starts another, and says 503 at the most until then."""
     mount = f"/app/={shlex.join(command(programs))}"
@@ -283,7 +272,7 @@ def test_a_full_pool_lets_wait_and_then_turns_away(programs: Path, kind: str) ->
 
 
 def _status(pool: RunningPool) -> str:
-    inodes = {os.readlink(f"/proc/{pool.pid}/fd/{name}")[8:-1] for name in os.listdir(f"/proc/{pool.pid}/fd")}
+    inodes = {link[8:-1] for link in links(pool.pid)}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[3] == "0A" and fields[9] in inodes:

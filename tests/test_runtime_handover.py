@@ -172,6 +172,24 @@ def test_a_request_of_which_a_part_was_read_stays(workers: Workers) -> None:
     assert int(half.receive().body) == worker.pid
 
 
+def test_a_request_of_which_a_part_was_read_is_served_before_the_end(workers: Workers) -> None:
+    """A worker that is to end waits for the rest."""
+    worker = workers.start()
+    (one,) = workers.kept(1)
+    half = workers.app.connect()
+    request = encode_request(encode_params([(b"QUERY_STRING", b"")]), keep=True, ends=True)
+    half.socket.sendall(request[:20])
+    ask(one)
+    held = Held(workers.app, one, "one").wait()
+    worker.send_signal(signal.SIGTERM)
+    half.socket.sendall(request[20:30])
+    held.release()
+    half.socket.sendall(request[30:])
+    assert int(half.receive().body) == worker.pid
+    assert one.is_closed()
+    assert worker.wait(PATIENCE) == 0
+
+
 def test_there_is_always_a_descriptor_for_who_is_taken(workers: Workers) -> None:
     """Workers with few of them close idle connections, but no request is lost."""
     for _ in range(2):
@@ -232,3 +250,24 @@ def test_a_manager_gives_its_workers_a_line(workers: Workers) -> None:
             assert read_reply(held).body not in answers
         for client in clients:
             client.close()
+
+
+def test_who_stands_in_the_line_is_reason_to_start_a_worker(workers: Workers) -> None:
+    """Where all are busy, as for a connection that nobody has accepted."""
+    app = workers.app
+    os.mkfifo(app.directory / "one")
+    more = ("--pm", "ondemand", "--children", "2", "--set", "max_spawn_rate=1")
+    one, other = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    with running_pool(*more, "--chdir", str(app.directory), "--app", "apps:named") as pool, one, other:
+        for client in (one, other):
+            client.settimeout(PATIENCE)
+            client.connect(pool.socket)
+            send_request(client, variables(), keep=True)
+            read_reply(client)
+        send_request(one, variables(uri="/?one"), keep=True)
+        writer = os.open(app.directory / "one", os.O_WRONLY)
+        send_request(other, variables(method="POST"), keep=True)
+        answer = read_reply(other)
+        os.close(writer)
+        assert answer.end
+        assert read_reply(one).body != answer.body

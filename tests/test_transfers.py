@@ -60,7 +60,7 @@ def programs(tmp_path):
 def own(server) -> list[int]:
     """The server's own processes, while no program runs."""
     assert server.get("/cgi-bin/sum", method="POST", body=b"x").body.split()[1:] == [b"1", b"1"]
-    return [server.pid, *server.processes()]
+    return [server.pid, *support.children(server.pid)]
 
 
 def curl(server, name, *options, **more):

@@ -87,6 +87,11 @@ class Connection:
         return self._side.is_idle and not self._lingers and not self._is_broken
 
     @property
+    def is_expected(self) -> bool:
+        """Whether the web server is about to begin a request, or in the middle of saying what it asks for."""
+        return not self._lingers and not (self.serial and self._side.is_idle)
+
+    @property
     def must_close(self) -> bool:
         """Whether the connection is of no more use, no request being left on it."""
         return self._is_broken or not (self._side.is_busy or self._side.keeps or self._lingers)

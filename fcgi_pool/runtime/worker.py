@@ -265,7 +265,7 @@ class Worker:
 
     def _finish(self) -> None:
         """Answer what has already arrived on kept connections, and close them: a web server that gets nothing for a
-        request must ask again elsewhere. One that has just connected is about to ask, so it is waited for."""
+        request must ask again elsewhere. One that has just connected, or has begun to ask, is waited for."""
         self._max_requests = 0
         self._close_kept()
         # What this worker has put into the line, or others before they ended, is not left there.
@@ -277,12 +277,15 @@ class Worker:
     def _close_kept(self) -> None:
         # First those without a request: none that is sent from now on is to wait for those that are served.
         for connection in list(self._kept.values()):
-            if connection.serial and not _is_readable((connection.fileno(),), 0):
+            if not connection.is_expected and not _is_readable((connection.fileno(),), 0):
                 self._close_when_read(connection)
         for connection in list(self._kept.values()):
-            if not connection.serial:
-                _is_readable((connection.fileno(),), _FIRST_WORDS)
-            self._go_on(connection)
+            while connection.is_expected and _is_readable((connection.fileno(),), _FIRST_WORDS):
+                self._go_on(connection)
+                if connection.fileno() < 0:
+                    break
+            else:
+                self._go_on(connection)
             if connection.fileno() >= 0:
                 self._close_when_read(connection)
 

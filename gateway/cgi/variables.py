@@ -68,12 +68,13 @@ def connection_variables(
     """Return what is the same for every request of a connection.
 
     `client` and `local` are (address, port) of TCP. A connection over a Unix socket has neither: it comes from this
-    machine, and the port asked for is known by the Host field alone.
+    machine, and the port asked for is known by the Host field alone. A proxy that tells the client need not tell its
+    port: then that is 0.
     """
     variables: Variables = {b"REQUEST_SCHEME": scheme.encode()}
     variables[b"REMOTE_ADDR"] = client[0].encode() if client else b"127.0.0.1"
     variables[b"SERVER_ADDR"] = local[0].encode() if local else b"127.0.0.1"
-    if client:
+    if client and client[1]:
         variables[b"REMOTE_PORT"] = b"%d" % client[1]
     if local:
         variables[b"SERVER_PORT"] = b"%d" % local[1]

@@ -23,6 +23,7 @@ from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool
+from gateway.privileges import Account, UnknownAccount, account_of, for_account
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -34,6 +35,7 @@ from gateway.settings import (
     Route,
     Settings,
     SiteMount,
+    StaticMount,
     Timeouts,
     Tls,
 )
@@ -84,13 +86,16 @@ class _Builder:
                 asked = self._server((*where, "authorizer"), keys.authorizer, routes[-1].prefix, 0)
                 authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
         self._refuse_same(routes)
+        account = _account(document)
         limits = Limits(body=_read(("server", "max_body"), size, server.max_body))
         return Settings(
             listen=tuple(_address(("server", "listen", at), text) for at, text in enumerate(server.listen)),
             routes=tuple(routes),
             rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
             https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
-            pools=(*self._pools.values(), *self._more),
+            pools=tuple(for_account(pool, account) for pool in (*self._pools.values(), *self._more)),
+            account=account,
+            no_new_privileges=server.no_new_privileges,
             authorizers=tuple(authorizers),
             workers=_within(("server", "workers"), server.workers or len(os.sched_getaffinity(0)), 1, 1024),
             http=_installed("http", server.http, ("auto", "httptools", "h11")),
@@ -102,6 +107,7 @@ class _Builder:
             pid_file=self._path(server.pid_file) if server.pid_file else "",
             temp_dir=self._temp_dir(server.temp_dir),
             tls=self._tls(document),
+            compress=server.compress,
             max_programs=_within(("server", "max_programs"), server.max_programs, 1, 999_999),
             timeouts=self._timeouts(document),
             limits=limits,
@@ -202,8 +208,10 @@ class _Builder:
                 raise Mistake((*where, name), "goes with cgi alone")
         if keys.redirect:
             return None
+        if keys.listing and not (keys.root and not keys.fastcgi):
+            raise Mistake((*where, "listing"), "goes with root alone")
         if not keys.fastcgi:
-            raise Mistake((*where, "root"), "files without programs are not served yet; add fastcgi and extensions")
+            return self._static(where, prefix, keys)
         server = self._server((*where, "fastcgi"), keys.fastcgi, prefix, keys.connections)
         if not keys.root:
             if keys.extensions:
@@ -215,10 +223,16 @@ class _Builder:
             if not _EXTENSION.fullmatch(extension):
                 raise Mistake((*where, "extensions", at), f"{extension!r} is none; write, say, .php")
         root = self._existing((*where, "root"), keys.root)
-        index, extensions = tuple(keys.index), tuple(keys.extensions)
+        index, extensions = tuple(keys.index or ("index.php", "index.html")), tuple(keys.extensions)
         return SiteMount(
             prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization
         )
+
+    def _static(self, where: Where, prefix: str, keys: RouteKeys) -> StaticMount:
+        if keys.extensions:
+            raise Mistake((*where, "extensions"), "goes with fastcgi, which runs those files")
+        root = self._existing((*where, "root"), keys.root)
+        return StaticMount(prefix, root, tuple(keys.index or ("index.html",)), keys.follow_links, keys.listing)
 
     def _existing(self, where: Where, text: str) -> str:
         path = self._path(text)
@@ -304,6 +318,14 @@ class _Builder:
                     seen[key] = number
 
 
+def _account(document: Document) -> Account | None:
+    server = document.server
+    try:
+        return account_of(server.user, server.group)
+    except UnknownAccount as error:
+        raise Mistake(("server", "user" if server.user else "group"), str(error)) from None
+
+
 def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:
     """Return what the pool's own reader says, without the place that it names."""
     place, _, words = str(error).partition(": ")
@@ -369,7 +391,7 @@ def _address(where: Where, text: str) -> Address:
     try:
         return Address.parse(text.removeprefix("tcp:"))
     except AddressError as error:
-        raise Mistake(where, str(error)) from None
+        raise Mistake(where, f"{text!r}: {error}") from None
 
 
 def _read(where: Where, reader: Callable[[Any], _Value], value: object) -> _Value:

@@ -28,6 +28,11 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         default_factory=lambda: ["127.0.0.1:8000"]
     )
     workers: Annotated[int | None, _key("front workers; the number of CPUs", "worker_processes")] = None
+    user: Annotated[str, _key("whom workers and programs run as, if started by root", "user")] = ""
+    group: Annotated[str, _key("and with which group; the user's own", "user")] = ""
+    no_new_privileges: Annotated[
+        bool, _key("programs get no more rights by set-user-id bits, which sendmail may need")
+    ] = False
     access_log: Annotated[str, _key("a path, - for standard output, or off", "access_log")] = "-"
     error_log: Annotated[str, _key("a path, or - for standard error", "error_log")] = "-"
     log_format: Annotated[str, _key("combined or json, of the access log", "log_format")] = "combined"
@@ -46,6 +51,9 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     queue_timeout: Annotated[Seconds, _key("longest wait for a place to be served in")] = 30
     kill_timeout: Annotated[Seconds, _key("from TERM to KILL for a program that is ended")] = 3
     stop_timeout: Annotated[Seconds, _key("QUIT waits so long for what is under way", "worker_shutdown_timeout")] = 30
+    compress: Annotated[
+        bool, _key("send text that programs write in gzip, or br and zstd if installed", "gzip")
+    ] = False
     https_port: Annotated[
         int, _key("requests that came without TLS are sent to this port by https; 0: answered", "return 301 https://")
     ] = 0
@@ -58,7 +66,7 @@ class Tls(Struct, forbid_unknown_fields=True, kw_only=True):
     key: Annotated[str, _key("its private key; in the same file", "ssl_certificate_key")] = ""
 
 
-class RedirectTo(Struct, forbid_unknown_fields=True, kw_only=True):
+class Redirect(Struct, forbid_unknown_fields=True, kw_only=True):
     """An answer that sends the client elsewhere."""
 
     to: Annotated[str, _key("where to; with $host, $uri, $path, and the query unless there is one", "return 301 URL")]
@@ -91,11 +99,12 @@ class Route(Struct, forbid_unknown_fields=True, kw_only=True):
     extensions: Annotated[list[str], _key("with root: files that fastcgi runs; all others are sent")] = field(
         default_factory=list
     )
-    index: Annotated[list[str], _key("with root: what a directory stands for", "index")] = field(
-        default_factory=lambda: ["index.php", "index.html"]
-    )
+    index: Annotated[
+        list[str], _key("with root: what a directory stands for; index.html, with fastcgi index.php before it", "index")
+    ] = field(default_factory=list)
+    listing: Annotated[bool, _key("with root alone: list a directory that has no page of its own", "autoindex")] = False
     connections: Annotated[int, _key("to a server that is no pool of ours: how many it can serve at once")] = 0
-    redirect: Annotated[RedirectTo | None, _key("the client is sent elsewhere", "return")] = None
+    redirect: Annotated[Redirect | None, _key("the client is sent elsewhere", "return")] = None
     try_files: Annotated[
         list[str], _key("$path, $path/, $path.html …: the first that is there; last a path or =404", "try_files")
     ] = field(default_factory=list)

@@ -4,6 +4,9 @@ A child of the server serves one connection at a time, so there are never more o
 workers together (see `tokens`). A connection is kept while there is work for it, given back when it was idle for a
 moment, and at once when another worker waits. A server of which it is not known how many connections it can serve
 gets one for each request.
+
+A program that ends closes its kept connection, and if a request was on its way there, nobody can tell whether it was
+begun. One that must not be done twice therefore gets a new connection, which whoever accepts it serves.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class Waiting(Requester, Protocol):
     """A request as the backend sees it."""
 
     since: float  # when it began to wait, monotonic seconds
-    wants_new: bool  # it was lost on a kept connection, and is tried again on a new one
+    wants_new: bool  # only a new connection will do
+    is_retry: bool  # it was lost, or turned away, and goes first
 
     def launch(self, link: Link) -> None:
         """Go: send the request on `link`."""
@@ -83,7 +87,7 @@ class Backend:
                 return True
         if len(self._waiting) >= self.worker.settings.max_waiting:
             return False
-        if run.wants_new:
+        if run.is_retry:
             self._waiting.appendleft(run)
         else:
             self._waiting.append(run)

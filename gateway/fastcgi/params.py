@@ -38,11 +38,11 @@ class Params:
         """Return all variables of the request of `exchange`, encoded; for `body_length` see `request_variables`."""
         request = exchange.request
         if not self._is_plain or exchange.granted:
-            variables = request_variables(
-                request, script, self._variables, exchange.variables, body_length, self._pass_authorization
-            )
-            if exchange.granted:
-                variables |= exchange.granted.variables
+            granted = exchange.granted
+            passes = self._pass_authorization and not (granted and granted.hides_authorization)
+            variables = request_variables(request, script, self._variables, exchange.variables, body_length, passes)
+            if granted:
+                variables |= granted.variables
             return encode_params(variables.items())
         by_host = exchange.connection_notes
         connection = by_host.get(request.authority)

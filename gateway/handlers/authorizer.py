@@ -9,7 +9,7 @@ from fcgi_pool.protocol.records import Role
 from fcgi_pool.protocol.web_server import End, encode_request
 from gateway.cgi.output import BadOutput, Header, HeaderReader
 from gateway.cgi.variables import Script, mount_variables, request_variables
-from gateway.exchange import Exchange, Grant
+from gateway.exchange import Exchange
 from gateway.fastcgi.link import Link
 from gateway.fastcgi.params import Params
 from gateway.handlers.fastcgi import FastCgiRun
@@ -62,9 +62,13 @@ class _Question(FastCgiRun):
 
     def _encode(self, link: Link) -> bytes:
         exchange = self._exchange
+        granted = exchange.granted
+        hides = granted is not None and granted.hides_authorization
         variables = request_variables(
-            exchange.request, self._script, self._authorizer.variables, exchange.variables, None, True
+            exchange.request, self._script, self._authorizer.variables, exchange.variables, None, not hides
         )
+        if granted:
+            variables |= granted.variables
         for name in _NOT_ASKED:
             variables.pop(name, None)
         return encode_request(encode_params(variables.items()), role=Role.AUTHORIZER, keep=link.keeps, ends=True)
@@ -102,8 +106,10 @@ class _Question(FastCgiRun):
             for name, value in verdict.fields
             if name[: len(_VARIABLE)].lower() == _VARIABLE
         }
-        exchange.granted = Grant(self._authorizer, variables)
+        exchange.grant(self._authorizer, variables)
         exchange.record.exit = ""
-        exchange.record.user = variables.get(b"REMOTE_USER", b"").decode("utf-8", "surrogateescape")
+        if exchange.granted:
+            user = exchange.granted.variables.get(b"REMOTE_USER", b"")
+            exchange.record.user = user.decode("utf-8", "surrogateescape")
         exchange.responder = None
         self._worker.route(exchange, self._redirects)

@@ -151,7 +151,7 @@ class CgiRun:
             self._home.variables,
             exchange.variables,
             self._body.length if self._body else None,
-            mount.pass_authorization,
+            mount.pass_authorization and not (exchange.granted and exchange.granted.hides_authorization),
         )
         if exchange.granted:
             variables |= exchange.granted.variables

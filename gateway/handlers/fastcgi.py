@@ -52,7 +52,7 @@ class FastCgiRun:
 
     __slots__ = (
         "_backend", "_body", "_deadline", "_errors", "_exchange", "_heard", "_is_awaited", "_link", "_params",
-        "_redirects", "_relay", "_retries", "_script", "_worker", "since", "wants_new",
+        "_redirects", "_relay", "_script", "_worker", "is_retry", "since", "wants_new",
     )  # fmt: skip
 
     def __init__(
@@ -71,9 +71,9 @@ class FastCgiRun:
         self._deadline = math.inf
         self._heard = False  # a first byte of the answer has come
         self._is_awaited = False  # the record waits for the end of the request
-        self._retries = 0
         self.since = 0.0
-        self.wants_new = False
+        self.is_retry = False
+        self.wants_new = exchange.request.method not in _IDEMPOTENT
 
     def __repr__(self) -> str:
         return f"<FastCgiRun {self._name} {'active' if self._link else 'waiting'}>"
@@ -173,7 +173,8 @@ class FastCgiRun:
         """Whether `data` is a whole response with a header that was seen before, as most are; it is sent then."""
         found = known_header(data)
         exchange = self._exchange
-        if not found or exchange.responder is not self or exchange.request.method == b"HEAD":
+        is_other = exchange.request.method == b"HEAD" or self._worker.settings.compress
+        if not found or exchange.responder is not self or is_other:
             return False
         header, size = found
         length = len(data) - size
@@ -222,10 +223,9 @@ class FastCgiRun:
 
     def _retry(self) -> bool:
         """Send the request again, on a new connection, if that was not tried yet."""
-        if self._retries or self._exchange.is_ended:
+        if self.is_retry or self._exchange.is_ended:
             return False
-        self._retries += 1
-        self.wants_new = True
+        self.is_retry = self.wants_new = True
         self._link = None
         self._queue()
         return True

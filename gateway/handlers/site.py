@@ -6,7 +6,6 @@ import os
 import stat
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from urllib.parse import quote_from_bytes
 
 from gateway.cgi.locate import path_info
 from gateway.cgi.variables import Script, mount_variables
@@ -14,14 +13,11 @@ from gateway.exchange import Exchange
 from gateway.fastcgi.params import Params
 from gateway.fault import Fault
 from gateway.handlers.fastcgi import FastCgiRun
-from gateway.handlers.files import send_file
+from gateway.handlers.files import add_slash, is_private, send_file
 from gateway.settings import SiteMount
 
 if TYPE_CHECKING:
     from gateway.worker import Worker
-
-# Of files that are for the public by their name (RFC 8615), such as those that prove who owns a host.
-_WELL_KNOWN = b".well-known"
 
 
 class Site:
@@ -56,7 +52,7 @@ class Site:
         """Return the script that all of `segments` may lead to, if that is what their last looks like."""
         if is_directory or not segments or not segments[-1].endswith(self._extensions) or not self._mount.follow_links:
             return None
-        if any((segment[:1] == b"." and segment != _WELL_KNOWN) or b"/" in segment for segment in segments):
+        if any(is_private(segment) for segment in segments):
             return None
         path = b"/".join(segments)
         return Script(self._prefix + path, self._directory + b"/" + path, b"")
@@ -70,8 +66,7 @@ class Site:
     def _walk(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
         path = self._directory
         for position, segment in enumerate(segments):
-            if (segment[:1] == b"." and segment != _WELL_KNOWN) or b"/" in segment:
-                # Such as .git, .htpasswd, .env: never meant for the public.
+            if is_private(segment):
                 break
             path = path + b"/" + segment
             try:
@@ -103,11 +98,7 @@ class Site:
         self, exchange: Exchange, path: bytes, segments: tuple[bytes, ...], is_directory: bool, redirects: int
     ) -> None:
         if not is_directory:
-            # Links of the page are relative to the directory, so the browser must see the slash.
-            location = quote_from_bytes(self._prefix + b"/".join(segments) + b"/").encode()
-            if exchange.request.query:
-                location += b"?" + exchange.request.query
-            exchange.respond(301, [(b"Location", location)], b"")
+            add_slash(exchange, self._prefix, segments)
             return
         for index in self._index:
             file = path + b"/" + index

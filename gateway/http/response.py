@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -69,6 +70,17 @@ def with_status(start: Start, status: int) -> Start:
     """Return the same first lines for another status."""
     line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
     return Start(line + start.lines.partition(b"\r\n")[2], start.has_date)
+
+
+def with_fields(start: Start, fields: Iterable[tuple[bytes, bytes]]) -> Start:
+    """Return the same first lines with `fields` in place of those of the same names; one without a value goes."""
+    fields = list(fields)
+    names = {name.lower() for name, _ in fields}
+    status, *lines = start.lines.splitlines(keepends=True)
+    kept = [line for line in lines if line.partition(b":")[0].lower() not in names]
+    own = [b"%s: %s\r\n" % (name, value) for name, value in fields if value]
+    has_date = b"date" in names or (start.has_date and b"date" not in names)
+    return Start(b"".join([status, *kept, *own]), has_date)
 
 
 def encode_head(start: Start, framing: bytes) -> bytes:

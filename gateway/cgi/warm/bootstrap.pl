@@ -14,6 +14,7 @@ BEGIN {
     @ARGV = ();
     my ($clone, $recvmsg, $sendmsg, $memfd_create, $dup3, $prctl, $setsid, $exit_group) = map { $_ + 0 } split /,/, $calls;
     my $taint = substr("$0$^X", 0, 0);
+    my $read = -s $0;    # so far perl has read its program, and there it believes to be
     my ($program) = grep { (readlink("/proc/self/fd/$_") || '') eq _real($0) } 3 .. 63;
     my (%before, %watched, %allowed, @ahead, @own);
     $allowed{$_} = 1 for map { _file($_) } @preload;
@@ -67,11 +68,12 @@ BEGIN {
 
     # What a module must not change: it would be changed for scripts that do not use it.
     sub _world {
+        my $mask = umask;    # refused where something tainted is at hand
         opendir my $tasks, '/proc/self/task';
         opendir my $files, '/proc/self/fd';
         return join "\n", scalar(() = readdir $tasks), scalar(() = readdir $files),
             (map { "$_=" . ($ENV{$_} // '') } sort keys %ENV),
-            (map { "$_=" . ($SIG{$_} // '') } sort keys %SIG), readlink('/proc/self/cwd'), @INC, $0, $^W, $/, $| , umask;
+            (map { "$_=" . ($SIG{$_} // '') } sort keys %SIG), readlink('/proc/self/cwd'), @INC, $0, $^W, $/, $|, $mask;
     }
 
     # Whether a file is the interpreter's own, or came with the system's packages: not of this site, nor of a path
@@ -80,6 +82,18 @@ BEGIN {
         my ($path) = @_;
         for my $directory (@own) {
             return 1 if index($path, "$directory/") == 0;
+        }
+        return 0;
+    }
+
+    # Whether a module has kept, in one of its variables, what it found in $0; FindBin does.
+    sub _has_our_name {
+        my ($file) = @_;
+        my $package = $file =~ s{/}{::}gr =~ s/\.\w+\z//r;
+        my ($directory) = $0 =~ m{^(.*)/};
+        for my $name (grep { !/::\z/ } keys %{"${package}::"}) {
+            my $value = ${"${package}::$name"};
+            return 1 if defined $value && !ref $value && index($value, $directory) >= 0;
         }
         return 0;
     }
@@ -108,12 +122,13 @@ BEGIN {
             $bad = 1 if !eval { require $file; 1 };
             $bad = 1 if $world ne _world();
             for my $there (keys %INC) {
-                $bad = 1 if !$before{$there} && !$allowed{$there} && !_is_own($INC{$there} // '');
+                next if $before{$there};
+                $bad = 1 if _has_our_name($there) || (!$allowed{$there} && !_is_own($INC{$there} // ''));
             }
-            syscall $exit_group, $bad;
+            syscall $exit_group, $bad ? 1 : 42;    # what exits by itself says something else
         }
         waitpid $pid, 0;
-        if ($?) {
+        if ($? != 42 << 8) {
             send $socket, "n $file", 0;
             return;
         }
@@ -207,17 +222,20 @@ BEGIN {
         open my $copy, '+<&=', $memory;
         my $name = $path;
         $name =~ s/"/_/g;
-        syswrite $copy, "\n#line 1 \"$name\"\n$text";
-        sysseek $copy, 0, 0;
+        # The script once more is what who goes back to the begin of DATA's file looks for.
+        syswrite $copy, substr($text . "\n" x $read, 0, $read) . "\n#line 1 \"$name\"\n$text";
+        sysseek $copy, $read, 0;
         syscall $dup3, $memory, $program, 0x80000;
         close $copy;
         _watch_lib($verb, $path);
-        $0 = $path;
+        $0 = $path . $taint;
         # Perl has named the process so, too.
         my $executed = $named eq 'script' ? $path : $^X;
         my $short = substr $executed, rindex($executed, '/') + 1;
         syscall $prctl, 15, $short, 0, 0, 0;
         $^T = time;
+        $! = $? = 0;
+        srand if %watched;    # one that asked for a random number when it was imported has begun the sequence for all
         return;
     }
 
@@ -229,9 +247,9 @@ BEGIN {
         my @files = grep { !$before{$_} } keys %INC;
         no warnings 'redefine';
         *lib::import = sub {
-            my @here = @INC;
+            my (undef, @directories) = @_;    # which it shifts from @_
             &$import;
-            for my $directory (@_[ 1 .. $#_ ]) {
+            for my $directory (@directories) {
                 for my $file (@files) {
                     _unfit($verb, $path, "$directory/$file is not the $file that was imported ahead")
                         if -e "$directory/$file" && $INC{$file} ne "$directory/$file";

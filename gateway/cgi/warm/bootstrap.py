@@ -22,17 +22,13 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType, ModuleType, TracebackType
+    from types import CodeType, ModuleType
     from typing import Any, NoReturn
 
-_SOL_SOCKET = _socket.SOL_SOCKET
-_SCM_RIGHTS = 1
-_PR_SET_NAME = 15
-_CLONE_PARENT = 0x8000
-_SIGCHLD = 17
+_RIGHTS = (_socket.SOL_SOCKET, 1)  # SCM_RIGHTS
+_CLONE_FLAGS = 0x8000 | 17  # CLONE_PARENT, SIGCHLD
 _PIECE = 64 * 1024
-# Scripts whose code is kept; the oldest is dropped.
-_SCRIPTS = 256
+_SCRIPTS = 256  # whose code is kept; the oldest is dropped
 # From the first byte of a bytes object to the begin of the object (CPython).
 _BYTES_AT = sys.getsizeof(b"") - 1
 
@@ -44,17 +40,13 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long,) * 6
 _prctl = _libc.prctl
-_prctl.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _inotify = _libc.inotify_init1(0x80000 | 0x800)  # IN_CLOEXEC | IN_NONBLOCK
 _add_watch = _libc.inotify_add_watch
-_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 # IN_MODIFY, IN_ATTRIB (also the removal of a file's last name), IN_MOVE_SELF, IN_DELETE_SELF
 _CHANGES = 0x2 | 0x4 | 0x800 | 0x400
 _ioctl = _libc.ioctl
-_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _FIONREAD = 0x541B
 _count = ctypes.c_int()
-_count_at = ctypes.addressof(_count)
 _environ = ctypes.c_void_p.in_dll(_libc, "environ")
 _Loader = sys.modules["_frozen_importlib_external"].SourceFileLoader
 
@@ -74,7 +66,7 @@ _kept: list[object] = []  # what the C library points to
 class _Script:
     """What is known of a script before it runs."""
 
-    __slots__ = ("code", "directory", "directory_time", "identity", "name", "shadows")
+    __slots__ = ("code", "directory", "directory_time", "identity", "name", "shadows", "source")
 
     def __init__(self, path: bytes) -> None:
         self.name = os.fsdecode(path)
@@ -86,10 +78,14 @@ class _Script:
         names = os.listdir(real) if _HAS_SCRIPT_DIRECTORY else []
         self.shadows = any(name.partition(".")[0] in _ahead_names for name in names)
 
-    def compile(self) -> CodeType:
+    def read(self) -> None:
+        """Read the source; raise ValueError if it may not be taken as the interpreter takes a file."""
         with open(self.name, "rb") as file:
-            source = file.read()
-        return compile(source, self.name, "exec", 0, True)
+            self.source = file.read()
+        if b"\0" in self.source:
+            raise ValueError("it has a NUL in it")
+        if b"coding" not in b"".join(self.source.split(b"\n", 2)[:2]):
+            self.source.decode()
 
     def is_current(self, path: bytes) -> bool:
         return self.identity == _identity(os.stat(path)) and os.stat(self.directory).st_mtime_ns == self.directory_time
@@ -131,7 +127,7 @@ def _main() -> NoReturn:
                 if connection is not None:
                     _run(_receive(connection), reports)
         else:
-            for line in message.split(b"\n")[1:]:
+            for line in sorted(message.split(b"\n")[1:]):  # modules first: they put scripts out of date
                 if line[:1] == b"m":
                     _import_ahead(control, line[2:].decode())
                 else:
@@ -150,7 +146,7 @@ def _settle() -> None:
 def _fork(control: _socket.socket, clone: int) -> _socket.socket | None:
     """Fork a child; return its connection there, None here."""
     _before_fork()
-    pid = _syscall(clone, _CLONE_PARENT | _SIGCHLD, 0, 0, 0, 0)
+    pid = _syscall(clone, _CLONE_FLAGS, 0, 0, 0, 0)
     if pid:
         _after_parent()
         if pid < 0:
@@ -161,10 +157,11 @@ def _fork(control: _socket.socket, clone: int) -> _socket.socket | None:
         os.setsid()
         ours, theirs = _socket.socketpair()
         rights = theirs.fileno().to_bytes(4, sys.byteorder)
-        control.sendmsg((b"c %d" % os.getpid(),), ((_SOL_SOCKET, _SCM_RIGHTS, rights),))
+        control.sendmsg((b"c %d" % os.getpid(),), ((*_RIGHTS, rights),))
         theirs.close()
         control.close()
     except OSError:
+        _quietly(lambda: control.send(b"e"))
         os._exit(1)
     return ours
 
@@ -192,8 +189,8 @@ def _import_ahead(control: _socket.socket, name: str) -> None:
     if not pid:
         harmless: list[bool] = []
         _quietly(lambda: harmless.append(_is_harmless(name)))
-        os._exit(0 if harmless == [True] else 1)
-    if os.waitpid(pid, 0)[1]:
+        os._exit(42 if harmless == [True] else 1)
+    if os.waitpid(pid, 0)[1] != 42 << 8:  # what exits by itself says something else
         control.send(b"n " + name.encode())
         return
     __import__(name)
@@ -220,9 +217,8 @@ def _is_harmless(name: str) -> bool:
     before = _world(signal)
     __import__(name)
     new = set(sys.modules) - _baseline
-    if not all(_is_own(each, sys.modules[each]) or each.partition(".")[0] in _allowed for each in new):
-        return False
-    return _world(signal) == before and not warned
+    are_known = all(_is_own(each, sys.modules[each]) or each.partition(".")[0] in _allowed for each in new)
+    return are_known and _world(signal) == before and not warned
 
 
 def _world(signal: Any) -> tuple[object, ...]:
@@ -249,7 +245,8 @@ def _read_ahead(path: bytes) -> None:
         script = _Script(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            script.code = script.compile()
+            script.read()
+            script.code = compile(script.source, script.name, "exec", 0, True)
     except (OSError, SyntaxError, ValueError, Warning, RecursionError, MemoryError):
         _scripts.pop(path, None)
         return
@@ -285,8 +282,7 @@ def _set_environment(text: bytes) -> None:
     """Put `text`, NAME=VALUE and NUL each, in place of the environment, Python's and the C library's."""
     if _coerced and b"\0LC_CTYPE=" not in b"\0" + text:
         text += _coerced
-    pairs = text.split(b"\0")
-    pairs.pop()
+    pairs = text.split(b"\0")[:-1]
     # The C library takes an environment that somebody else has laid out (environ(7)): one table, no copies.
     address = id(text) + _BYTES_AT
     addresses = bytearray()
@@ -320,15 +316,15 @@ def _run(request: list[bytes], reports: bytes) -> NoReturn:
         script = known if known and known.is_current(path) else _Script(path)
         if script is not known:
             news.append(b"s " + path)
+            script.read()
         why = _why_cold(script, news)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         why = str(error)
     if why:
         _start_cold(reports, verb, path, why, news)
     if _words[4] == "script":
-        _prctl(_PR_SET_NAME, path.rpartition(b"/")[2][:15])
-    main = _become_main(script)
-    _finish(_execute(script, main), main, reports, news)
+        _prctl(15, path.rpartition(b"/")[2][:15])  # PR_SET_NAME
+    _finish(_execute(script), reports, news)
 
 
 def _why_cold(script: _Script, news: list[bytes]) -> str:
@@ -350,7 +346,7 @@ def _has_event() -> bool:
     """Whether a watched file has changed (inotify(7)); nothing is watched any more afterwards."""
     if _inotify < 0:
         return False
-    _ioctl(_inotify, _FIONREAD, _count_at)
+    _ioctl(_inotify, _FIONREAD, ctypes.byref(_count))
     os.close(_inotify)
     return _count.value > 0
 
@@ -390,6 +386,8 @@ def _become_main(script: _Script) -> ModuleType:
         sys.orig_argv[-len(_words) :] = [name]
     if _HAS_SCRIPT_DIRECTORY:
         sys.path[0] = script.directory
+    if "threading" in sys.modules:
+        sys.modules["threading"]._main_thread._native_id = os.getpid()
     main = sys.modules["__main__"] = type(sys)("__main__")
     space = main.__dict__
     space["__loader__"] = _Loader("__main__", name)
@@ -399,20 +397,21 @@ def _become_main(script: _Script) -> ModuleType:
     return main
 
 
-def _execute(script: _Script, main: ModuleType) -> int:
+def _execute(script: _Script) -> int:
     """Run the code; return the exit status."""
+    main = _become_main(script)
+    error: BaseException | None = None
     try:
-        exec(script.code if script.code is not None else script.compile(), main.__dict__)
-    except SystemExit as stop:
-        return _exit_status(stop.code)
-    except BaseException as error:
-        # Without the frames that are ours.
-        trace = error.__traceback__.tb_next if error.__traceback__ else None
-        if script.code is None and trace is not None and trace.tb_frame.f_code is _Script.compile.__code__:
-            trace = None
-        error.__traceback__ = trace
-        return _show(error, trace)
-    return 0
+        exec(script.code or compile(script.source, script.name, "exec", 0, True), main.__dict__)
+    except BaseException as caught:
+        error = caught
+    # Nothing is being handled from here on, for what the script has set to be called now.
+    if error is None:
+        return 0
+    if isinstance(error, SystemExit):
+        return _exit_status(error.code)
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without the frame that is ours
+    return _show(error)
 
 
 def _exit_status(code: object) -> int:
@@ -420,15 +419,17 @@ def _exit_status(code: object) -> int:
     if code is None:
         return 0
     if isinstance(code, int):
-        return code & 0xFF if -(2**31) <= code < 2**31 else 255
+        return code & 0xFF if -(2**63) <= code < 2**63 else 255
     _flush()
-    _quietly(lambda: sys.stderr.write(str(code) + "\n"))
+    write: Any = sys.stderr.write if sys.stderr else lambda text: os.write(2, text.encode())
+    _quietly(lambda: write(str(code)))
+    _quietly(lambda: write("\n"))
     return 1
 
 
-def _show(error: BaseException, trace: TracebackType | None) -> int:
+def _show(error: BaseException) -> int:
     """Tell of an exception that nobody caught, as the interpreter does; return the exit status."""
-    kind = type(error)
+    kind, trace = type(error), error.__traceback__
     sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
     if sys.version_info >= (3, 12):
         sys.last_exc = error
@@ -439,7 +440,8 @@ def _show(error: BaseException, trace: TracebackType | None) -> int:
             return _exit_status(stop.code)
         except BaseException as worse:
             sys.stderr.write("Error in sys.excepthook:\n")
-            sys.__excepthook__(type(worse), worse, worse.__traceback__ and worse.__traceback__.tb_next)
+            worse.__traceback__ = worse.__traceback__ and worse.__traceback__.tb_next
+            sys.__excepthook__(type(worse), worse, worse.__traceback__)
             sys.stderr.write("\nOriginal exception was:\n")
             sys.__excepthook__(kind, error, trace)
     except BaseException:
@@ -451,26 +453,25 @@ def _show(error: BaseException, trace: TracebackType | None) -> int:
     return 1
 
 
-def _finish(status: int, main: ModuleType, reports: bytes, news: list[bytes]) -> NoReturn:
+def _finish(status: int, reports: bytes, news: list[bytes]) -> NoReturn:
     """End as the interpreter does and in its order (pylifecycle.c, Py_FinalizeEx), but take apart only what the script
     has made: each object of the warm interpreter that is freed would be a page to copy."""
     modules = sys.modules
-    if "threading" in modules:
-        try:
-            modules["threading"]._shutdown()
-        except BaseException:
-            raise SystemExit(status) from None
+    if "threading" in modules and not _quietly(modules["threading"]._shutdown):
+        raise SystemExit(status)
     if "atexit" in modules:
         _quietly(modules["atexit"]._run_exitfuncs)  # it says so itself
     for name, module in list(modules.items()):
-        if name not in _known and name != "__main__" and _is_own(name, module):
+        if name not in _known and name != "__main__" and type(module) is type(sys) and _is_own(name, module):
             news.append(b"m " + name.encode())
     if news:
         _report(reports, *news)
     if not _flush() or ("_thread" in modules and modules["_thread"]._count()):
-        # stdout that does not take it, threads that go on: the interpreter's own way has words and rules for it.
+        # Streams that do not take it, threads that go on: the interpreter's own way has words and rules for it.
         raise SystemExit(status)
-    main.__dict__.clear()
+    # The collector ends what the script has made while that still has the names it was made with.
+    vars(sys).update(dict.fromkeys(("last_type", "last_value", "last_traceback", "last_exc")))
+    modules.pop("__main__", None)
     gc.collect()
     for thing in gc.get_objects():
         # Whatever still holds a file that was not closed: what was written to it is not lost.
@@ -482,10 +483,9 @@ def _finish(status: int, main: ModuleType, reports: bytes, news: list[bytes]) ->
 
 
 def _flush() -> bool:
-    """Flush stdout and stderr; return whether stdout has taken it."""
-    is_taken = _quietly(lambda: sys.stdout is None or sys.stdout.closed or sys.stdout.flush())
-    _quietly(lambda: sys.stderr is None or sys.stderr.closed or sys.stderr.flush())
-    return is_taken
+    """Flush stdout and stderr; return whether both have taken it."""
+    files = [getattr(sys, name, None) for name in ("stdout", "stderr")]
+    return False not in [_quietly(lambda file=file: file is None or file.closed or file.flush()) for file in files]
 
 
 def _quietly(call: Any) -> bool:

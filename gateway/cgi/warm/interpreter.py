@@ -234,7 +234,8 @@ class Interpreter:
         """Take what it tells; return False if it has ended."""
         for _ in range(MOST):
             try:
-                message, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+                # Not recv_fds, which drops the flags: a program would have the descriptor, too.
+                message, rights, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 break
             except OSError:
@@ -244,10 +245,10 @@ class Interpreter:
             verb, _, words = message.partition(b" ")
             if not message:
                 return False
-            if verb == b"c" and descriptors:
+            if verb == b"c" and rights:
                 self._asked = max(0, self._asked - 1)
                 self._born.append(int(words))
-                child = Child(int(words), socket.socket(fileno=descriptors[0]))
+                child = Child(int(words), socket.socket(fileno=int.from_bytes(rights[0][2][:4], sys.byteorder)))
                 if self.waiting and self._hand_over(child, self.waiting[0]):
                     self._begun.append((self.waiting.popleft(), child.pid))
                 elif not self.waiting:

@@ -220,8 +220,8 @@ class Keeper:
     # -- what is told
 
     def _read(self, key: _Key, interpreter: Interpreter) -> None:
-        if interpreter.pid in self._leaving:
-            return
+        if interpreter not in (self._interpreters.get(key), self._successors.get(key)):
+            return  # its end was learnt by its reaping, a moment ago
         is_alive = interpreter.read()
         for request, pid in interpreter.take_begun():
             self._begun(request.start, pid)

@@ -53,6 +53,8 @@ def recipe_for(path: bytes, search: bytes) -> Recipe | str:
         found = words[0] if b"/" in words[0] else _search(words[0], search)
     else:
         found = interpreter
+    if not words[0]:
+        return "its first line names no interpreter"
     if not found:
         return f"{os.fsdecode(words[0])} is not in PATH"
     return _judge(found, words, is_direct)

@@ -1,0 +1,1 @@
+"""Who the clients are, and how much each of them may take."""

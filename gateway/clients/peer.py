@@ -1,0 +1,78 @@
+"""The two ends of a connection: who is at the other, as far as that is known and believed."""
+
+from __future__ import annotations
+
+import socket
+
+from gateway.cgi.variables import connection_variables
+
+# Clients of one proxy's connection that are kept with their variables.
+_BEHIND = 16
+
+End = tuple[str, int]
+
+
+class Peer:
+    """A client, and where it reached us. `client` and `local` are None over a Unix socket.
+
+    `notes` are the variables encoded for FastCGI, by the host that is asked for. `key` is what the client is counted
+    by, 0 if it is not, None as long as nobody has asked; `seat` under what its connection is counted, 0 if it is not;
+    `is_over`: this connection is one too many.
+    """
+
+    __slots__ = (
+        "_behind", "_socket", "_variables", "address", "client", "is_over", "key", "local", "notes", "scheme",
+        "seat", "tls",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        client: End | None,
+        tls: bool,
+        accepted: socket.socket | None = None,
+        local: End | None = None,
+        scheme: str = "",
+    ) -> None:
+        """Without `local`, it is what `accepted` says, once somebody asks. `scheme`: another than `tls` tells."""
+        self.client = client
+        self.address = client[0] if client else "unix:"
+        self.tls = tls
+        self.local = local
+        self.scheme = scheme or ("https" if tls else "http")
+        self.notes: dict[bytes | None, bytes] = {}
+        self.key: int | None = None
+        self.seat = 0
+        self.is_over = False
+        self._socket = accepted
+        self._variables: dict[bytes, bytes] | None = None
+        self._behind: dict[tuple[End | None, str], Peer] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Peer: {self.address} {self.scheme}>"
+
+    @property
+    def variables(self) -> dict[bytes, bytes]:
+        """The CGI variables that are the same for every request of this client here."""
+        if self._variables is None:
+            self._locate()
+            self._variables = connection_variables(self.client, self.local, self.scheme, self.scheme == "https")
+        return self._variables
+
+    def behind(self, client: End | None, scheme: str) -> Peer:
+        """Return the client whose request this one, a proxy, passes on; `scheme` '' is this connection's."""
+        if self._behind is None:
+            self._behind = {}
+        known = self._behind.get((client, scheme))
+        if known is None:
+            if len(self._behind) >= _BEHIND:
+                self._behind.clear()
+            self._locate()
+            known = Peer(client, self.tls, None, self.local, scheme or self.scheme)
+            self._behind[client, scheme] = known
+        return known
+
+    def _locate(self) -> None:
+        if self._socket:
+            name = self._socket.getsockname()
+            self.local = (name[0], name[1]) if isinstance(name, tuple) else None
+            self._socket = None

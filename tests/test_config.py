@@ -1,0 +1,369 @@
+"""The configuration file: what it says when something is wrong, and what its routes do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.config import ConfigFileError, read_file
+from gateway.config.reference import page
+from tests import support
+
+ROUTE = '[[routes]]\npath = "/cgi-bin/"\ncgi = "cgi"\n'
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A directory for a configuration file and what it names."""
+    for name in ("cgi", "site", "private"):
+        (tmp_path / name).mkdir()
+    support.script(tmp_path / "cgi" / "hello", "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\nhello\\n'\n")
+    return tmp_path
+
+
+def write(place: Path, text: str) -> Path:
+    path = place / "gateway.toml"
+    path.write_text(text)
+    return path
+
+
+MISTAKES = [
+    ("[server]\nlisen = []\n" + ROUTE, r":2: server\.lisen: there is no such key; did you mean listen\?"),
+    ("[server]\nxyz = 1\n" + ROUTE, r":2: server\.xyz: there is no such key; there are listen, workers, .*https_port"),
+    ("[sever]\nworkers = 1\n" + ROUTE, r":1: sever: there is no such key; did you mean server\?"),
+    ('[server]\n\nworkers = "two"\n' + ROUTE, r":3: server\.workers: a text in quotes where a whole number belongs"),
+    ('[server]\nlisten = "127.0.0.1:1"\n' + ROUTE, r":2: server\.listen: a text in quotes where a list, as .* belongs"),
+    ('[server]\nlisten = ["127.0.0.1:1",\n 7]\n' + ROUTE, r":2: server\.listen\[2\]: a whole number where a text .*"),
+    ('[server]\nlisten = ["nonsense"]\n' + ROUTE, r":2: server\.listen\[1\]: .*nonsense"),
+    ('[server]\nbody_timeout = "5 minutes"\n' + ROUTE, r":2: server\.body_timeout: '5 minutes' is not a time, as 30"),
+    ("[server]\nbody_timeout = 0\n" + ROUTE, r":2: server\.body_timeout: a time above 0"),
+    ('[server]\nmax_body = "1 MiB"\n' + ROUTE, r":2: server\.max_body: '1 MiB' is not a size, as"),
+    ("[server]\nworkers = 0x7fffffff\n" + ROUTE, r":2: server\.workers: 2147483647: a number from 1 to"),
+    ('[server]\ntemp_dir = "nowhere"\n' + ROUTE, r":2: server\.temp_dir: .*/nowhere is no directory"),
+    ('[server]\nlog_format = "xml"\n' + ROUTE, r":2: server\.log_format: 'xml': one of combined, json"),
+    ("", r":1: routes: nothing would be served; write \[\[routes\]\]"),
+    ("[server\n", r": not TOML: .*line 1"),
+    (ROUTE + ROUTE, r":5: routes\[2\]\.path: the same as of routes\[1\], which always wins"),
+    (ROUTE + '[[routes]]\npath = "/a"\n', r":4: routes\[2\]: what answers is missing; write cgi, root, fastcgi or"),
+    (ROUTE + '[[routes]]\npath = "/../a"\ncgi = "cgi"\n', r":5: routes\[2\]\.path: '/../a/' is no prefix of a path"),
+    (ROUTE + '[[routes]]\npath = "/a"\ncgi = "no"\n', r":6: routes\[2\]\.cgi: the directory '.*/no' does not exist"),
+    (ROUTE + 'fastcgi = "unix:/x"\n', r":4: routes\[1\]\.fastcgi: cgi answers already; keep one"),
+    (ROUTE + 'warm = "hot"\n', r":4: routes\[1\]\.warm: 'hot': write true, \"require\" or \"reuse\""),
+    (ROUTE + 'preload = ["x"]\n', r":4: routes\[1\]\.preload: goes with warm"),
+    (ROUTE + 'env = { "A-B" = "1" }\n', r":4: routes\[1\]\.env\.A-B: no name of a variable"),
+    (ROUTE + "[routes.env]\nA = 1\n", r":4: routes\[1\]\.env: a whole number where a text in quotes belongs"),
+    (ROUTE + 'hosts = ["a b"]\n', r":4: routes\[1\]\.hosts\[1\]: 'a b' is no name of a host"),
+    (ROUTE + 'methods = ["get"]\n', r":4: routes\[1\]\.methods\[1\]: 'get' is no method; write, say, GET"),
+    (ROUTE + 'headers = { "A B" = "x" }\n', r":4: routes\[1\]\.headers\.A B: no field of a response"),
+    (ROUTE + 'headers = { Date = "x" }\n', r":4: routes\[1\]\.headers\.Date: is the server's own to say"),
+    (ROUTE + 'error_pages = { 200 = "/x" }\n', r":4: routes\[1\]\.error_pages\.200: an error is from 400 to 599"),
+    (ROUTE + 'error_pages = { 404 = "x" }\n', r":4: routes\[1\]\.error_pages\.404: 'x': a path of this server"),
+    (ROUTE + 'try_files = ["x", "/y"]\n', r":4: routes\[1\]\.try_files\[1\]: 'x': write \$path"),
+    (ROUTE + 'try_files = ["$path"]\n', r":4: routes\[1\]\.try_files\[1\]: '\$path': the last is a path"),
+    ('[[routes]]\npath = "/"\nfastcgi = "pool:x"\n', r":3: routes\[1\]\.fastcgi: there is no pool 'x'; there are:"),
+    ('[[routes]]\npath = "/"\nfastcgi = "/run/x"\n', r":3: routes\[1\]\.fastcgi: '/run/x' is no address; write pool:"),
+    ('[[routes]]\npath = "/"\nroot = "site"\nfastcgi = "unix:/x"\n', r":1: routes\[1\]\.extensions: missing: which"),
+    ('[[routes]]\npath = "/"\nredirect = { to = "/x", status = 200 }\n', r":3: routes\[1\]\.redirect\.status: 200:"),
+    ('[[routes]]\npath = "/"\nredirect = { status = 301 }\n', r":3: routes\[1\]\.redirect: to is missing"),
+    (ROUTE + '[[rewrites]]\nmatch = "("\nto = "/"\n', r":5: rewrites\[1\]\.match: no regular expression: "),
+    (ROUTE + '[[rewrites]]\nmatch = "a"\nto = "b"\n', r":6: rewrites\[1\]\.to: 'b': within the server it is a path"),
+    ("[pools.a]\nmax_children = 2\n" + ROUTE, r":1: pools\.a: command is missing, or app"),
+    ('[pools.a]\ncommand = ["true"]\npm = "x"\n' + ROUTE, r":3: pools\.a\.pm: 'x': not one of static, dynamic"),
+    ('[pools.a]\ncommand = ["true"]\nmaxchildren = 2\n' + ROUTE, r":3: pools\.a\.maxchildren: there is no such key"),
+    ('[pools.a]\ncommand = ["nosuchprogram"]\n' + ROUTE, r":2: pools\.a\.command: .*nosuchprogram.*: there is no such"),
+    ('[tls]\ncertificate = "no.pem"\n' + ROUTE, r":2: tls\.certificate: .*no\.pem"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_is_one_line(place, text, message):
+    path = write(place, text)
+    with pytest.raises(ConfigFileError, match=rf"^{path}{message}") as caught:
+        read_file(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_says_it_and_ends(place):
+    path = write(place, "[server]\nlisen = []\n")
+    for options in ([], ["--check"], ["--print-config"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "gateway", "--config", path, *options], capture_output=True, text=True, check=False
+        )
+        words = f"gateway: {path}:2: server.lisen: there is no such key; did you mean listen?\n"
+        assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", words)
+
+
+@pytest.mark.parametrize(("name", "words"), [("nosuch.toml", "No such file or directory"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_read(place, name, words):
+    with pytest.raises(ConfigFileError, match=words):
+        read_file(str(place / name))
+
+
+def test_other_options_belong_into_the_file(place):
+    path = write(place, ROUTE)
+    command = [sys.executable, "-m", "gateway", "--config", path, "--workers", "3"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("gateway: --workers: the file that --config names stands for all options")
+
+
+def test_paths_begin_at_the_files_directory(place):
+    settings = read_file(str(write(place, f'[server]\npid_file = "run/pid"\n{ROUTE}')))
+    assert settings.mounts[0].directory == f"{place}/cgi"
+    assert settings.pid_file == f"{place}/run/pid"
+
+
+def test_the_reference_is_that_of_the_code():
+    assert (support.ROOT / "docs" / "configuration.rst").read_text() == page()
+
+
+def test_print_config_shows_defaults_too(place):
+    path = write(place, ROUTE + "warm = true\n")
+    command = [sys.executable, "-m", "gateway", "--config", path, "--print-config"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert f'routes[1].mount.directory = "{place}/cgi"' in shown
+    assert 'routes[1].mount.warm = "warm"' in shown
+    assert "timeouts.body = 60.0" in shown
+    assert 'listen[1] = "127.0.0.1:8000"' in shown
+
+
+# What routes do.
+
+
+@pytest.fixture
+def configured(serve, place):
+    """Start a server by the text of a file, which names no address: ``configured("[[routes]]…")``."""
+
+    def start(text):
+        path = write(place, f'[server]\nlisten = ["127.0.0.1:0"]\nworkers = 1\n{text}')
+        return serve(config=path)
+
+    return start
+
+
+def location(answer):
+    return answer.status, answer.headers["Location"]
+
+
+ECHO = """#!/bin/sh
+printf 'Content-Type: text/plain\\nX-Powered-By: sh\\n\\n'
+echo "$SCRIPT_NAME|$PATH_INFO|$QUERY_STRING|$REQUEST_METHOD|$REQUEST_URI|$NAME"
+cat
+"""
+
+
+def test_hosts(configured, place):
+    for name in ("one", "wild", "all", "longer"):
+        (place / name).mkdir()
+        support.script(place / name / "who", f"#!/bin/sh\nprintf 'Content-Type: a/b\\n\\n{name}'\n")
+    server = configured(
+        '[[routes]]\npath = "/"\ncgi = "all"\n'
+        '[[routes]]\npath = "/"\ncgi = "one"\nhosts = ["one.example", "[::1]"]\n'
+        '[[routes]]\npath = "/"\ncgi = "wild"\nhosts = ["*.example"]\n'
+        '[[routes]]\npath = "/longer/"\ncgi = "longer"\n'
+    )
+    for host, name in [
+        ("one.example", "one"), ("ONE.example.", "one"), ("one.example:80", "one"), ("[::1]:80", "one"),
+        ("two.example", "wild"), ("a.one.example", "wild"), ("example", "all"), ("one.example.org", "all"),
+        ("127.0.0.1", "all"),
+    ]:  # fmt: skip
+        assert server.get("/who", headers={"Host": host}).text == name, host
+        assert server.get("/longer/who", headers={"Host": host}).text == "longer"
+
+
+def test_methods(configured, place):
+    support.script(place / "private" / "who", "#!/bin/sh\nprintf 'Content-Type: a/b\\n\\nwritten'\n")
+    server = configured(
+        '[[routes]]\npath = "/x/"\ncgi = "cgi"\nmethods = ["GET"]\n'
+        '[[routes]]\npath = "/x/"\ncgi = "private"\nmethods = ["POST", "PUT"]\n'
+    )
+    assert server.get("/x/hello").text == "hello\n"
+    assert server.get("/x/hello", method="HEAD").status == 200
+    assert server.get("/x/who", method="PUT", body=b"x").text == "written"
+    assert server.get("/x/who").status == 404
+    answer = server.get("/x/who", method="DELETE")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD, POST, PUT")
+
+
+def test_redirects(configured):
+    server = configured(
+        '[[routes]]\npath = "/a/"\nredirect = { to = "https://$host/b$path", status = 301 }\n'
+        '[[routes]]\npath = "/u/"\nredirect = { to = "https://new.example$uri" }\n'
+        '[[routes]]\npath = "/q/"\nredirect = { to = "/c?own=1", status = 308 }\n'
+    )
+    host = {"Host": "Some.example:81"}
+    assert location(server.get("/a/x%20y%2Fz?q=%41", headers=host)) == (
+        301,
+        "https://some.example/b/a/x%20y/z?q=%41",
+    )
+    assert location(server.get("/a/%0d%0aX:%20y", headers=host)) == (301, "https://some.example/b/a/%0D%0AX:%20y")
+    assert location(server.get("/u/%41/..//b?x=/%0d")) == (302, "https://new.example/u/%41/..//b?x=/%0d")
+    assert location(server.get("/q/?x=1", method="POST", body=b"x")) == (308, "/c?own=1")
+
+
+def test_rewrites(configured, place):
+    support.script(place / "cgi" / "echo", ECHO)
+    server = configured(
+        f"{ROUTE}"
+        '[[rewrites]]\nmatch = "^/say/(.+)$"\nto = "/cgi-bin/echo/$1"\n'
+        '[[rewrites]]\nmatch = "^/number/([0-9]+)$"\nto = "/cgi-bin/echo?n=$1"\n'
+        '[[rewrites]]\nmatch = "^/old(/|$)"\nto = "/new$1"\nstatus = 301\n'
+        '[[rewrites]]\nmatch = "^/"\nto = "/cgi-bin/hello"\nhosts = ["only.example"]\n'
+    )
+    assert server.get("/say/a%20b?q=1").text == "/cgi-bin/echo|/a b|q=1|GET|/say/a%20b?q=1|\n"
+    answer = server.get("/number/7?q=1", method="POST", body=b"body")
+    assert answer.text == "/cgi-bin/echo||n=7|POST|/number/7?q=1|\nbody"
+    assert location(server.get("/old/?q=1")) == (301, "/new/?q=1")
+    assert server.get("/number/x").status == 404
+    # What is decoded is matched, so that nobody gets around a rule.
+    assert server.get("/%73ay/x").text.startswith("/cgi-bin/echo|/x|")
+    assert server.get("/anything", headers={"Host": "only.example"}).text == "hello\n"
+
+
+def test_internal_routes_are_reached_from_within_alone(configured, place):
+    support.script(place / "cgi" / "asks", "#!/bin/sh\nprintf 'X-Accel-Redirect: /private/who?a=1\\n\\nignored'\n")
+    support.script(place / "private" / "who", ECHO)
+    server = configured(f'{ROUTE}[[routes]]\npath = "/private/"\ncgi = "private"\ninternal = true\n')
+    assert server.get("/private/who").status == 404
+    assert server.get("/private//%77ho").status == 404
+    answer = server.get("/cgi-bin/asks", method="POST", body=b"gone")
+    assert answer.text == "/private/who||a=1|GET|/cgi-bin/asks|\n"
+    assert "X-Accel-Redirect" not in answer.headers
+
+
+SENDS = """#!/bin/sh
+printf 'X-Sendfile: %s\\nContent-Type: text/x-mine\\nSet-Cookie: a=b\\nContent-Length: 3\\n\\nabc' "$QUERY_STRING"
+"""
+
+
+def test_files_that_programs_name(configured, place):
+    support.script(place / "cgi" / "sends", SENDS)
+    (place / "site" / "a.bin").write_bytes(bytes(range(256)) * 1000)
+    (place / "secret").write_text("secret")
+    (place / "site" / "link").symlink_to(place / "secret")
+    server = configured(f'{ROUTE}sendfile_root = "site"\n[[routes]]\npath = "/plain/"\ncgi = "cgi"\n')
+    answer = server.get(f"/cgi-bin/sends?{place}/site/a.bin")
+    assert (answer.status, answer.body) == (200, bytes(range(256)) * 1000)
+    assert (answer.headers["Content-Type"], answer.headers["Set-Cookie"]) == ("text/x-mine", "a=b")
+    assert "X-Sendfile" not in answer.headers
+    part = server.get(f"/cgi-bin/sends?{place}/site/a.bin", headers={"Range": "bytes=1-3"})
+    assert (part.status, part.body, part.headers["Content-Range"]) == (206, b"\1\2\3", "bytes 1-3/256000")
+    for path in (f"{place}/secret", f"{place}/site/../secret", f"{place}/site/link", f"{place}/site", "/etc/passwd"):
+        assert server.get(f"/cgi-bin/sends?{path}").status in (502, 404), path
+        assert "secret" not in server.get(f"/cgi-bin/sends?{path}").text
+    server.wait_for_log("names '/etc/passwd' by X-Sendfile, which is not below the root")
+    assert server.get(f"/plain/sends?{place}/site/a.bin").status == 502
+    server.wait_for_log("the route has no sendfile_root")
+
+
+def test_headers(configured, place):
+    support.script(place / "cgi" / "echo", ECHO)
+    headers = 'headers = { X-Frame-Options = "DENY", x-powered-by = "", Server = "mine" }\n'
+    server = configured(f'{ROUTE}{headers}[[routes]]\npath = "/plain/"\ncgi = "cgi"\n')
+    for path in ("/cgi-bin/echo", "/cgi-bin/echo", "/cgi-bin/nosuch"):
+        answer = server.get(path)
+        assert (answer.headers["X-Frame-Options"], answer.headers["Server"]) == ("DENY", "mine")
+        assert "X-Powered-By" not in answer.headers
+        assert answer.headers["Date"]
+    assert server.get("/plain/echo").headers["X-Powered-By"] == "sh"
+
+
+def test_error_pages(configured, place):
+    support.script(place / "cgi" / "echo", ECHO)
+    support.script(place / "cgi" / "bad", "#!/bin/sh\necho nonsense\n")
+    pages = 'error_pages = { 404 = "/cgi-bin/echo?page", 502 = "/cgi-bin/bad", 405 = "/nowhere" }\n'
+    server = configured(ROUTE + pages)
+    answer = server.get("/cgi-bin/nosuch")
+    assert (answer.status, answer.reason) == (404, "Not Found")
+    assert answer.text == "/cgi-bin/echo||page|GET|/cgi-bin/nosuch|\n"
+    posted = server.get("/cgi-bin/nosuch", method="POST", body=b"x" * 100_000)
+    assert (posted.status, posted.text) == (404, "/cgi-bin/echo||page|GET|/cgi-bin/nosuch|\n")
+    assert server.get("/cgi-bin/nosuch", method="HEAD").body == b""
+    # A page that fails is no page.
+    assert server.get("/cgi-bin/bad").status == 502
+    server.wait_for_access('"GET /cgi-bin/nosuch HTTP/1.1" 404 ')
+
+
+def test_try_files(configured, place):
+    support.script(place / "cgi" / "front", ECHO)
+    support.script(place / "cgi" / "real.cgi", "#!/bin/sh\nprintf 'Content-Type: a/b\\n\\nreal'\n")
+    server = configured(
+        '[[routes]]\npath = "/"\ncgi = "cgi"\ntry_files = ["$path", "$path.cgi", "/front"]\n'
+        '[[routes]]\npath = "/strict/"\ncgi = "cgi"\ntry_files = ["$path", "=410"]\n'
+    )
+    assert server.get("/hello").text == "hello\n"
+    assert server.get("/real").text == "real"
+    answer = server.get("/some/page?x=1", method="POST", body=b"kept")
+    assert answer.text == "/front||x=1|POST|/some/page?x=1|\nkept"
+    assert server.get("/strict/hello").text == "hello\n"
+    assert server.get("/strict/nosuch").status == 410
+    assert server.get("/strict/%2e%2e%2fhello").status == 400
+
+
+def test_a_loop_within_the_server_ends(configured):
+    server = configured('[[routes]]\npath = "/"\ncgi = "cgi"\ntry_files = ["$path", "/nosuch"]\n')
+    assert server.get("/other").status == 500
+    server.wait_for_log("the request was sent on within the server for the 11th time")
+
+
+def test_http_is_sent_to_https(configured):
+    server = configured(f"https_port = 8443\n{ROUTE}")
+    answer = server.get("/cgi-bin/hello?a=b", headers={"Host": "some.example:80"})
+    assert location(answer) == (308, "https://some.example:8443/cgi-bin/hello?a=b")
+    assert server.exchange(b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_nothing_is_listed_that_no_route_shows(configured):
+    assert configured(ROUTE).get("/").status == 404
+
+
+def checked(*options):
+    command = [sys.executable, "-m", "gateway", *options, "--check", "--run"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_trial_asks_each_program_and_pool(place):
+    support.need("php-cgi")
+    (place / "site" / "index.php").write_text("<?php echo getmypid();")
+    support.script(place / "cgi" / "bad", "#!/bin/sh\necho why >&2\nexit 3\n")
+    support.script(place / "cgi" / "own error", "#!/bin/sh\nprintf 'Status: 500 Mine\\n\\n'\n")
+    support.script(place / "private" / "removes", f"#!/bin/sh\nrm -rf '{place}/site'\n")
+    path = write(
+        place,
+        f'[pools.blog]\ncommand = ["php-cgi"]\npm = "static"\nmax_children = 1\n{ROUTE}'
+        '[[routes]]\npath = "/"\nroot = "site"\nfastcgi = "pool:blog"\nextensions = [".php"]\n'
+        '[[routes]]\npath = "/"\ncgi = "cgi"\nhosts = ["*.example"]\n'
+        '[[routes]]\npath = "/in/"\ncgi = "private"\ninternal = true\n'
+        '[[routes]]\npath = "/down/"\nfastcgi = "unix:nothing.sock"\n'
+        '[[routes]]\npath = "/post/"\ncgi = "private"\nmethods = ["POST"]\n',
+    )
+    ended = checked("--config", str(path))
+    assert ended.returncode == 1
+    for words in (
+        r"^  ran    /cgi-bin/hello: 200 in [0-9]+ ms$",
+        r"^  ran    check\.example/hello: 200 in ",
+        r"^  FAILS  /cgi-bin/bad: 502 .*/bad \(pid [0-9]+\) ended with exit status 3: .*its stderr ends: why$",
+        r"^  FAILS  /cgi-bin/own%20error: 500 by the program itself$",
+        r"^  ran    /: 200 in ",
+        r"^  -      /in/removes: not asked, internal$",
+        r"^  -      /post/removes: not asked, only for POST$",
+        r"^  FAILS  /down/: 503 .*nothing\.sock.*$",
+        r"^5 failed$",
+    ):
+        assert re.search(words, ended.stdout, re.MULTILINE), (words, ended.stdout, ended.stderr)
+    assert (place / "site").is_dir()
+
+
+def test_a_trial_of_what_is_well(place):
+    ended = checked("--cgi-dir", str(place / "cgi"))
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "all ran well")
+
+
+def test_run_goes_with_check(place):
+    command = [sys.executable, "-m", "gateway", "--cgi-dir", place / "cgi", "--run"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr[:31]) == (2, "gateway: --run: goes with --che")
