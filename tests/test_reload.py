@@ -309,6 +309,23 @@ def test_a_pool_that_is_not_changed_stays_and_one_that_is_is_replaced(serve):
     misbehaviour.wait_for(lambda: len(support.children(served.master)) == 3)
 
 
+def test_a_pool_with_an_address_of_its_own_stays_or_is_not_changed(serve):
+    served = serve(has_pool=True, pool="")
+    own = f'listen = "unix:{served.sockets}/own"\n'
+    served.pool = own
+    served.reload()
+    pid = served.ask("/app/?x")[1]
+    served.word = "second"
+    served.reload()
+    assert len(re.findall("pool app: 2 ×", served.errors.text)) == 2
+    served.pool = own + 'env = { WORD = "new" }'
+    served.write()
+    start = served.signal(signal.SIGHUP)
+    served.errors.wait_for(r"not reloaded, all stays as it was: pool app is changed, .* listens on unix:", start=start)
+    assert served.ask("/app/?x")[2] == "-"
+    assert not misbehaviour.has_ended(int(pid))
+
+
 def test_a_pool_is_added_and_removed(serve):
     served = serve()
     served.has_pool = True

@@ -80,7 +80,9 @@ class Manager:
         self.told: list[dict[str, str]] = []
         self._seen = 0
         self._grown = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._path = path
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
 
     def _read(self):
         while data := self.socket.recv(4096):
@@ -102,7 +104,9 @@ class Manager:
 
     def close(self):
         """Read no more."""
-        self.socket.shutdown(socket.SHUT_RDWR)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", self._path)
+        self._thread.join(support.PATIENCE)
         self.socket.close()
 
 
@@ -227,6 +231,7 @@ def test_a_watchdog_of_another_process_is_not_ours(serve, manager, tmp_path):
     )
     os.kill(served.master, signal.SIGTERM)
     manager.wait_for("STOPPING")
+    assert served.server.process.wait(support.PATIENCE) == 0
     assert not any("WATCHDOG" in message for message in manager.told)
 
 
