@@ -324,7 +324,9 @@ def _run(request: list[bytes], reports: bytes) -> NoReturn:
         _start_cold(reports, verb, path, why, news)
     if _words[4] == "script":
         _prctl(15, path.rpartition(b"/")[2][:15])  # PR_SET_NAME
-    _finish(_execute(script), reports, news)
+    status = _execute(script)
+    _quietly(lambda: _finish(status, reports, news))  # the script may have replaced, or forbidden, what that calls
+    raise SystemExit(status)  # the interpreter's own way has words and rules for all else
 
 
 def _why_cold(script: _Script, news: list[bytes]) -> str:
@@ -453,12 +455,12 @@ def _show(error: BaseException) -> int:
     return 1
 
 
-def _finish(status: int, reports: bytes, news: list[bytes]) -> NoReturn:
+def _finish(status: int, reports: bytes, news: list[bytes]) -> None:
     """End as the interpreter does and in its order (pylifecycle.c, Py_FinalizeEx), but take apart only what the script
-    has made: each object of the warm interpreter that is freed would be a page to copy."""
+    has made: each object of the warm interpreter that is freed would be a page to copy. Returns if that does not do."""
     modules = sys.modules
     if "threading" in modules and not _quietly(modules["threading"]._shutdown):
-        raise SystemExit(status)
+        return
     if "atexit" in modules:
         _quietly(modules["atexit"]._run_exitfuncs)  # it says so itself
     for name, module in list(modules.items()):
@@ -467,19 +469,17 @@ def _finish(status: int, reports: bytes, news: list[bytes]) -> NoReturn:
     if news:
         _report(reports, *news)
     if not _flush() or ("_thread" in modules and modules["_thread"]._count()):
-        # Streams that do not take it, threads that go on: the interpreter's own way has words and rules for it.
-        raise SystemExit(status)
+        return  # streams that do not take it, threads that go on
     # The collector ends what the script has made while that still has the names it was made with.
     vars(sys).update(dict.fromkeys(("last_type", "last_value", "last_traceback", "last_exc")))
     modules.pop("__main__", None)
     gc.collect()
-    for thing in gc.get_objects():
-        # Whatever still holds a file that was not closed: what was written to it is not lost.
-        if isinstance(thing, _FILES):
+    # Whatever still holds a file that was not closed: what was written to it is not lost.
+    for thing in (*gc.get_objects(), sys.__stdout__, sys.__stderr__):
+        if issubclass(type(thing), _FILES):  # its __class__ may lie, or raise
             _quietly(lambda thing=thing: thing.closed or thing.flush())
-    if not _flush():
-        raise SystemExit(status)
-    os._exit(status)
+    if _flush():
+        os._exit(status)
 
 
 def _flush() -> bool:
