@@ -73,7 +73,7 @@ def test_other_ways(pair, text):
         "def no(*_): raise OSError('no')\nos._exit = no",
         "import gc\ndef no(*_): raise ValueError('no')\ngc.collect = gc.get_objects = no",
         "import _socket, colorsys\ndef no(*_): raise ValueError('no network')\n_socket.socket = no",
-        "import stringprep\ndef hook(event, _):\n    if event.split('.')[0] in ('socket', 'gc'): raise ValueError(event)\n"
+        "import stringprep\ndef hook(event, _):\n    if event[:3] in ('soc', 'gc.'): raise ValueError(event)\n"
         "sys.addaudithook(hook)",
     ],
 )
