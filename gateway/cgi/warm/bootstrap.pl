@@ -62,7 +62,8 @@ BEGIN {
     sub _report {
         my (@lines) = @_;
         socket(my $socket, 1, 2, 0) or return;
-        send $socket, join("\n", @lines), 0x40, pack('S', 1) . "\0$reports";
+        # What another child will tell, too, does not wait.
+        send $socket, join("\n", @lines), $lines[0] =~ /^m / ? 0x40 : 0, pack('S', 1) . "\0$reports";
         return;
     }
 
@@ -140,8 +141,9 @@ BEGIN {
     sub _unfit {
         my ($verb, $path, $why) = @_;
         $why =~ s/\n/ /g;
-        _report(($verb eq 'W' ? 'unfit ' : 'cold ') . $why, @ahead);
-        if ($verb ne 'W') {
+        my $is_refused = $verb eq 'W' && "@ahead" ne 'o';    # not for what is so for a moment only
+        _report(($is_refused ? 'unfit ' : 'cold ') . $why, @ahead);
+        if (!$is_refused) {
             my ($clean) = $path =~ /^(.*)\z/s;
             exec {$clean} $clean;
             _report('exec ' . ($! + 0));

@@ -353,19 +353,19 @@ def _has_event() -> bool:
     return _count.value > 0
 
 
-def _report(reports: bytes, *lines: bytes) -> None:
+def _report(reports: bytes, *lines: bytes, flags: int = 0) -> None:
     try:
         sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
-        sender.sendto(b"\n".join(lines), _socket.MSG_DONTWAIT, reports)
+        sender.sendto(b"\n".join(lines), flags, reports)
         sender.close()
     except OSError:
         pass
 
 
 def _start_cold(reports: bytes, verb: bytes, path: bytes, why: str, news: list[bytes]) -> NoReturn:
-    """Execute the script instead, in this process, unless that is not wanted."""
+    """Execute the script instead, in this process, unless that is not wanted, and not for a moment only."""
     words = why.encode("utf-8", "backslashreplace").replace(b"\n", b" ")
-    if verb == b"W":
+    if verb == b"W" and b"o" not in news:
         _report(reports, b"unfit " + words, *news)
         os._exit(127)
     _report(reports, b"cold " + words, *news)
@@ -467,7 +467,7 @@ def _finish(status: int, reports: bytes, news: list[bytes]) -> None:
         if name not in _known and name != "__main__" and type(module) is type(sys) and _is_own(name, module):
             news.append(b"m " + name.encode())
     if news:
-        _report(reports, *news)
+        _report(reports, *news, flags=_socket.MSG_DONTWAIT)  # some later child will tell the same
     if not _flush() or ("_thread" in modules and modules["_thread"]._count()):
         return  # streams that do not take it, threads that go on
     # The collector ends what the script has made while that still has the names it was made with.
