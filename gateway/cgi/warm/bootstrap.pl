@@ -214,6 +214,7 @@ BEGIN {
                 _unfit($verb, $path, "$file has changed");
             }
         }
+        _unfit($verb, $path, 'its path cannot stand in a #line') if $path =~ /["\n]/;
         open my $script, '<', $path or _unfit($verb, $path, "$!");
         my $text = do { local $/; <$script> };
         close $script;
@@ -222,10 +223,8 @@ BEGIN {
         my $memory = syscall $memfd_create, $label, 1;
         _unfit($verb, $path, "no memory: $!") if $memory < 0;
         open my $copy, '+<&=', $memory;
-        my $name = $path;
-        $name =~ s/"/_/g;
         # The script once more is what who goes back to the begin of DATA's file looks for.
-        syswrite $copy, substr($text . "\n" x $read, 0, $read) . "\n#line 1 \"$name\"\n$text";
+        syswrite $copy, substr($text . "\n" x $read, 0, $read) . "\n#line 1 \"$path\"\n$text";
         sysseek $copy, $read, 0;
         syscall $dup3, $memory, $program, 0x80000;
         close $copy;
