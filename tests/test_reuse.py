@@ -405,3 +405,14 @@ def test_a_directory_that_another_has_taken_the_place_of(reuse, tmp_path):
         current.symlink_to(tmp_path / name)
         assert get(server, "current/where") == f"{name}\n"
     assert get(server, "pid") == pid
+
+
+def test_a_body_for_which_there_is_no_room(reuse):
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))"
+    server = reuse(limits=limit, sum=BODY, pid=PID)
+    pid = get(server, "pid")
+    get(server, "limits")
+    assert server.get("/cgi-bin/sum.py", method="POST", body=bytes(100_000)).status == 502
+    server.wait_for_log(r"script \[.*\] sum\.py\[-\]: there is no room for the request's body: File too large$")
+    assert get(server, "sum", method="POST", body=b"x") == f"{hashlib.sha256(b'x').hexdigest()}  -\n"
+    assert get(server, "pid") == pid

@@ -235,6 +235,27 @@ def test_a_module_that_does_more_than_be_imported_is_not_imported_ahead(serve, d
     known(serve(*options, cgi_dir=directory), "/cgi-bin/asks", "False")
 
 
+HANGS = {
+    "own.py": "import os, signal\nopen(f'{__file__}.pid', 'w').write(f'{os.getpid()}\\n')\nwhile 1: signal.pause()\n",
+    "own.pm": "open my $f, '>', __FILE__ . '.pid'; print $f qq{$$\\n}; close $f; sleep 9 while 1; 1;\n",
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_module_that_hangs_is_ended_with_the_server(serve, directory, tmp_path, name):
+    """In the child that tries it out, which nobody but the interpreter knows of."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / name).write_text(HANGS[name])
+    support.script(directory / "asks", SAYS.format(PYTHON if name == "own.py" else PERL, "runs"))
+    variables = [option for each in ("PYTHONPATH", "PERL5LIB") for option in ("--env", f"{each}={tmp_path}/lib")]
+    server = serve("--warm", "--preload", "own", *variables, cgi_dir=directory)
+    known(server, "/cgi-bin/asks", "runs")
+    told = tmp_path / "lib" / f"{name}.pid"
+    support.wait_until(lambda: "" if told.exists() and told.read_text() else "it is not imported yet")
+    server.stop()
+    misbehaviour.wait_until_gone(int(told.read_text()))
+
+
 def test_a_module_of_a_virtual_environment(serve, directory, tmp_path):
     """Installed there, it is not the interpreter's own, and found anew by each process."""
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)

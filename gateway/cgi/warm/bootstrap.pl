@@ -118,6 +118,7 @@ BEGIN {
         return if !defined $pid;
         if (!$pid) {
             my $bad = 0;
+            syscall $prctl, 1, 9, 0, 0, 0;    # PR_SET_PDEATHSIG, SIGKILL: it may hang
             local $SIG{__WARN__} = sub { $bad = 1 };
             my $world = _world();
             $bad = 1 if !eval { require $file; 1 };
@@ -155,6 +156,7 @@ BEGIN {
     sub _serve {
         open my $control, '+<&=', $control_fd or die "descriptor $control_fd: $!\n";
         fcntl $control, 2, 1;
+        syscall $prctl, 1, 9, 0, 0, 0;
         @own = _find_own();
         %before = map { $_ => 1 } keys %INC;
         _import_ahead($control, _file($_)) for @preload;

@@ -40,6 +40,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long,) * 6
 _prctl = _libc.prctl
+_DIE_WITH_PARENT = 1, 9  # PR_SET_PDEATHSIG, SIGKILL
 _inotify = _libc.inotify_init1(0x80000 | 0x800)  # IN_CLOEXEC | IN_NONBLOCK
 _add_watch = _libc.inotify_add_watch
 # IN_MODIFY, IN_ATTRIB (also the removal of a file's last name), IN_MOVE_SELF, IN_DELETE_SELF
@@ -101,8 +102,7 @@ _allowed = frozenset(sys.argv[5:])  # modules that may be imported ahead though 
 _baseline = frozenset(sys.modules)  # there before every script, or used here; the rest was imported ahead
 _known: frozenset[str] = frozenset()  # all that are there before the script
 _ahead_names: set[str] = set()  # of top-level modules that were
-# Their files, and what these are, where the kernel does not tell of their changes.
-_ahead_files: dict[str, tuple[int, ...]] = {}
+_ahead_files: dict[str, tuple[int, ...]] = {}  # theirs, and what these are, where the kernel tells of no changes
 
 
 # -- the interpreter
@@ -110,7 +110,7 @@ _ahead_files: dict[str, tuple[int, ...]] = {}
 
 def _main() -> NoReturn:
     control = _socket.socket(fileno=int(sys.argv[1]))
-    clone = int(sys.argv[2])
+    _prctl(*_DIE_WITH_PARENT)
     reports = b"\0" + os.fsencode(sys.argv[3])
     os.set_inheritable(control.fileno(), False)
     for name in sys.argv[5:]:
@@ -123,7 +123,7 @@ def _main() -> NoReturn:
             os._exit(0)
         if message[:1] == b"f":
             for _ in range(int(message[2:])):
-                connection = _fork(control, clone)
+                connection = _fork(control, int(_words[2]))
                 if connection is not None:
                     _run(_receive(connection), reports)
         else:
@@ -187,9 +187,9 @@ def _import_ahead(control: _socket.socket, name: str) -> None:
         return
     pid = os.fork()
     if not pid:
-        harmless: list[bool] = []
-        _quietly(lambda: harmless.append(_is_harmless(name)))
-        os._exit(42 if harmless == [True] else 1)
+        _prctl(*_DIE_WITH_PARENT)  # it may hang
+        _quietly(lambda: _is_harmless(name) and os._exit(42))
+        os._exit(1)
     if os.waitpid(pid, 0)[1] != 42 << 8:  # what exits by itself says something else
         control.send(b"n " + name.encode())
         return
