@@ -187,6 +187,9 @@ LEFT = {
     "umask": "import os; os.umask(0o077)",
     "handler": "import signal; signal.signal(signal.SIGUSR2, signal.SIG_IGN)",
     "thread": "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+    "mask": "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
+    "zombie": "import os; os.fork() or os._exit(0)",
+    "program": "import subprocess; subprocess.Popen(['cat'], stdin=-1, stdout=-3)",
     "gone": "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
 }
 
@@ -264,3 +267,152 @@ def test_a_process_serves_so_many(reuse):
     server = reuse("--pool-set", "max_requests=3", pid=PID)
     pids = [get(server, "pid") for _ in range(9)]
     assert len(set(pids)) >= 3
+
+
+# What a script does to its streams and descriptors is done to the request's.
+
+COPIES = """
+import os, subprocess, sys
+print("mine", flush=True)
+path = os.environ["QUERY_STRING"]
+if path:
+    subprocess.run(["sh", "-c", f"(cat {path} >/dev/null; echo secret; echo done >{path}) &"], check=True)
+"""
+
+
+def test_what_is_written_after_the_end_is_nobodys(reuse, tmp_path):
+    server = reuse(copies=COPIES, pid=PID)
+    pid = get(server, "pid")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert get(server, "copies", f"?{fifo}") == "mine\n"
+    # It now writes to what was the descriptor 1 of the first request.
+    fifo.write_text("go on")
+    assert fifo.read_text() == "done\n"
+    assert get(server, "copies") == "mine\n"
+    assert get(server, "pid") == pid
+
+
+FORKS = {
+    "falls off its end": "p = os.fork()\nprint('parent' if p else 'child')\np and os.waitpid(p, 0)",
+    "exits": "p = os.fork()\np or print('child')\np or sys.exit(3)\nprint(os.waitpid(p, 0)[1] >> 8)",
+    "raises": "p = os.fork()\np or print('child')\np or 1 / 0\nprint(os.waitpid(p, 0)[1] >> 8)",
+}
+
+
+@pytest.mark.parametrize("how", FORKS)
+def test_a_forked_process_ends_with_the_script(reuse, how):
+    begin = "import os, sys\nsys.stdout.flush()\n"
+    server = reuse(forks=begin + FORKS[how], pid=PID, parent="import os; print(os.getppid())")
+    pid, manager = get(server, "pid"), get(server, "parent")
+    for _ in range(3):
+        assert get(server, "forks").split() in (["child", "parent"], ["child", "3"], ["child", "1"])
+        assert get(server, "pid") == pid
+        assert get(server, "parent") == manager
+
+
+STREAMS = {
+    "wrapped": "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\nprint('é')",
+    "detached": "sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding='utf-8')\nprint('é')",
+    "by number": "sys.stdout = os.fdopen(sys.stdout.fileno(), 'w', encoding='utf-8')\nprint('é')",
+    "all by number": "sys.stdin, sys.stderr = os.fdopen(0), os.fdopen(sys.stderr.fileno(), 'w')\nprint('é')",
+    "the first": "sys.__stdout__.write('é\\n')",
+    "the first again": "sys.stdout = io.StringIO()\nsys.stdout = sys.__stdout__\nprint('é')",
+    "replaced": "print('é')\nsys.stdout = io.StringIO()\nprint('unseen')",
+    "none": "print('é')\nsys.stdout = sys.stderr = None",
+    "closed": "print('é')\nsys.stdout.close()",
+    "closed by number": "print('é', flush=True)\nos.close(1)\nos.close(0)",
+    "exchanged": "print('é', flush=True)\nos.dup2(os.open('/dev/null', os.O_WRONLY), 1)",
+    "stderr": "__import__('faulthandler').enable()\nsys.stderr = io.TextIOWrapper(sys.stderr.buffer)\nprint('é')",
+    "at its end": "class C:\n    def __del__(self): print('é')\nc = C()",
+}
+
+
+@pytest.mark.parametrize("how", STREAMS)
+def test_streams_may_be_replaced(reuse, how):
+    server = reuse(streams=f"import io, os, sys\nsys.stdout.flush()\n{STREAMS[how]}", sum=BODY, pid=PID)
+    pid = get(server, "pid")
+    for _ in range(2):
+        assert get(server, "streams") == "é\n"
+        assert get(server, "sum", "?sub", method="POST", body=b"x") == f"{hashlib.sha256(b'x').hexdigest()}  -\n"
+    assert get(server, "pid") == pid
+
+
+def test_words_of_threads_and_of_loggers_that_a_module_keeps(reuse):
+    text = """
+import logging, os, sys, threading
+logging.basicConfig()
+thread = threading.Thread(target=lambda: sys.stderr.write("from a thread\\n"))
+thread.start()
+thread.join()
+logging.warning("of %s", os.environ["QUERY_STRING"])
+"""
+    server = reuse(words=text)
+    for number in range(2):
+        get(server, "words", f"?{number}")
+        server.wait_for_log(rf"script \[.*\] words\.py\[-\]: WARNING:root:of {number}$")
+        server.wait_for_log(r"script \[.*\] words\.py\[-\]: from a thread$")
+
+
+# What a script leaves is not what the next one meets.
+
+MEETS = "import os, sys\nprint(sys.argv[0][-8:], os.environ['QUERY_STRING'], sys.path[0] == os.getcwd())"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sys; sys.argv = None",
+        "import sys; sys.path = tuple(sys.path)",
+        "import os; os.environ = {}",
+        "import sys; sys.excepthook = None",
+        "import sys\nclass C:\n    def __str__(self): return 1 / 0\nsys.exit(C())",
+        "import signal; signal.setitimer(signal.ITIMER_REAL, 0.02)",
+        "x = " + "-" * 200_000 + "1",
+        "x = 1" + " + 1" * 100_000,
+    ],
+)
+def test_what_is_left_is_not_met(reuse, text):
+    server = reuse(leaves=text, meets=MEETS, pid=PID)
+    pid = get(server, "pid")
+    for _ in range(2):
+        server.get("/cgi-bin/leaves.py")
+        assert get(server, "meets", "?q") == "meets.py q True\n"
+    assert get(server, "pid") == pid
+
+
+def test_modules_are_found_beside_the_file_of_a_link(reuse, tmp_path):
+    server = reuse(pid=PID)
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "beside_it.py").write_text("VALUE = 'found'\n")
+    support.script(away / "real.py", f"{PYTHON}{HEADER}import beside_it, os; print(beside_it.VALUE, os.getcwd())")
+    (server.directory / "link.py").symlink_to(away / "real.py")
+    assert get(server, "link") == f"found {server.directory}\n"
+
+
+def test_a_directory_that_another_has_taken_the_place_of(reuse, tmp_path):
+    where = "import os; print(open('which').read())"
+    server = reuse(pid=PID)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+        support.script(tmp_path / name / "where.py", f"{PYTHON}{HEADER}{where}")
+    current = server.directory / "current"
+    pid = get(server, "pid")
+    for name in ("old", "new"):
+        current.unlink(missing_ok=True)
+        current.symlink_to(tmp_path / name)
+        assert get(server, "current/where") == f"{name}\n"
+    assert get(server, "pid") == pid
+
+
+def test_a_body_for_which_there_is_no_room(reuse):
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))"
+    server = reuse(limits=limit, sum=BODY, pid=PID)
+    pid = get(server, "pid")
+    get(server, "limits")
+    assert server.get("/cgi-bin/sum.py", method="POST", body=bytes(100_000)).status == 502
+    server.wait_for_log(r"script \[.*\] sum\.py\[-\]: there is no room for the request's body: File too large$")
+    assert get(server, "sum", method="POST", body=b"x") == f"{hashlib.sha256(b'x').hexdigest()}  -\n"
+    assert get(server, "pid") == pid

@@ -62,6 +62,39 @@ def test_other_ways(pair, text):
     same(pair, text)
 
 
+# What the script leaves is in nobody's way.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import weakref\nclass C: pass\nc = C()\nos.kept = weakref.proxy(c)",
+        "class C:\n    @property\n    def __class__(self): return 1 / 0\nos.kept = C()",
+        "def no(*_): raise OSError('no')\nos._exit = no",
+        "import gc\ndef no(*_): raise ValueError('no')\ngc.collect = gc.get_objects = no",
+        "import _socket, colorsys\ndef no(*_): raise ValueError('no network')\n_socket.socket = no",
+        "import stringprep\ndef hook(event, _):\n    if event[:3] in ('soc', 'gc.'): raise ValueError(event)\n"
+        "sys.addaudithook(hook)",
+    ],
+)
+def test_what_is_called_at_the_end_may_be_replaced(pair, text):
+    assert same(pair, f"{text}\nprint('last')").end == "exit=0 outcome=ok"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import io; sys.stdout = io.StringIO(); print('in memory')",
+        "sys.stdout = None",
+        "del sys.stdout, sys.stderr",
+        "sys.stderr.write('and this'); sys.stderr = None",
+        "sys.stdout = open(os.devnull, 'w'); sys.exit(2)",
+    ],
+)
+def test_what_was_written_before_a_stream_was_replaced(pair, text):
+    assert "before" in same(pair, f"print('before', end='')\n{text}").text
+
+
 # Exceptions that nobody catches.
 
 

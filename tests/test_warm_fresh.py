@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -139,18 +140,60 @@ def ask_until(server, path, word):
     support.wait_until(lambda: "" if (found := said(server, path)) == word else found)
 
 
-def test_a_module_of_ones_own_is_imported_ahead(serve, directory, tmp_path):
+@pytest.mark.parametrize("warm", [["--warm"], ["--warm", "require"]])
+def test_a_module_of_ones_own_is_imported_ahead(serve, directory, tmp_path, warm):
     (tmp_path / "lib").mkdir()
     own = tmp_path / "lib" / "own.py"
     own.write_text("WORD = 1")
     support.script(directory / "asks", OWN)
-    server = serve("--warm", "--preload", "own", "--env", f"PYTHONPATH={own.parent}", cgi_dir=directory)
+    server = serve(*warm, "--preload", "own", "--env", f"PYTHONPATH={own.parent}", cgi_dir=directory)
     known(server, "/cgi-bin/asks", "True 1")
     own.write_text("WORD = 'two'")
     # The next request already; and soon it is ahead again.
     assert said(server, "/cgi-bin/asks") in ("False two", "True two")
     ask_until(server, "/cgi-bin/asks", "True two")
     assert "Traceback" not in server.errors.text
+
+
+def test_none_of_many_at_once_is_lost_when_a_module_changes(serve, directory, tmp_path):
+    """Neither those whose child finds it changed, nor those that wait for a child of the interpreter that is replaced;
+    and what is not run at all is told of each, however many children tell at once."""
+    (tmp_path / "lib").mkdir()
+    own = tmp_path / "lib" / "own.py"
+    own.write_text("WORD = 0")
+    support.script(directory / "asks", OWN)
+    support.script(directory / "unfit", f"#!{PYTHON}\n# \0\n")
+    options = ("--warm", "require", "--preload", "own", "--env", f"PYTHONPATH={own.parent}")
+    server = serve(*options, cgi_dir=directory)
+    known(server, "/cgi-bin/asks", "True 0")
+    with ThreadPoolExecutor(16) as clients:
+        for number in range(1, 5):
+            (tmp_path / "new").write_text(f"WORD = {number}")
+            os.replace(tmp_path / "new", own)
+            assert {answer.status for answer in clients.map(server.get, ["/cgi-bin/asks"] * 64)} == {200}
+        assert {answer.status for answer in clients.map(server.get, ["/cgi-bin/unfit"] * 64)} == {500}
+    assert "Traceback" not in server.errors.text
+
+
+REPORTS = f"""#!{PYTHON}
+import os, socket
+print('X: y\\n', flush=True)
+(address,) = [word for word in open('/proc/self/cmdline', 'rb').read().split(b'\\0') if word.startswith(b'gateway-')]
+reports = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+for message in (b'm \\xff', b'm ' + b'x' * 60000, b's /\\xff', b's ' + b'/' * 60000, b'm \\nm .\\nm nosuch', b'e', b''):
+    reports.sendto(message, b'\\0' + address)
+print('told')
+"""
+
+
+def test_what_a_script_tells_the_spawner_does_no_harm(serve, directory):
+    """It could be told anything: the address is no secret."""
+    support.script(directory / "asks", SAYS.format(PYTHON, "runs"))
+    support.script(directory / "tells", REPORTS)
+    server = serve("--warm", "require", cgi_dir=directory)
+    for _ in range(3):
+        known(server, "/cgi-bin/tells", "told")
+        known(server, "/cgi-bin/asks", "runs")
 
 
 def test_what_cannot_be_imported_ahead_is_imported_later(serve, directory, tmp_path):
@@ -192,6 +235,27 @@ def test_a_module_that_does_more_than_be_imported_is_not_imported_ahead(serve, d
     known(serve(*options, cgi_dir=directory), "/cgi-bin/asks", "False")
 
 
+HANGS = {
+    "own.py": "import os, signal\nopen(f'{__file__}.pid', 'w').write(f'{os.getpid()}\\n')\nwhile 1: signal.pause()\n",
+    "own.pm": "open my $f, '>', __FILE__ . '.pid'; print $f qq{$$\\n}; close $f; sleep 9 while 1; 1;\n",
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_module_that_hangs_is_ended_with_the_server(serve, directory, tmp_path, name):
+    """In the child that tries it out, which nobody but the interpreter knows of."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / name).write_text(HANGS[name])
+    support.script(directory / "asks", SAYS.format(PYTHON if name == "own.py" else PERL, "runs"))
+    variables = [option for each in ("PYTHONPATH", "PERL5LIB") for option in ("--env", f"{each}={tmp_path}/lib")]
+    server = serve("--warm", "--preload", "own", *variables, cgi_dir=directory)
+    known(server, "/cgi-bin/asks", "runs")
+    told = tmp_path / "lib" / f"{name}.pid"
+    support.wait_until(lambda: "" if told.exists() and told.read_text() else "it is not imported yet")
+    server.stop()
+    misbehaviour.wait_until_gone(int(told.read_text()))
+
+
 def test_a_module_of_a_virtual_environment(serve, directory, tmp_path):
     """Installed there, it is not the interpreter's own, and found anew by each process."""
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
@@ -210,12 +274,13 @@ use Own; print "X: y\\n\\n$ahead $Own::WORD\\n";
 """
 
 
-def test_a_module_of_ones_own_in_perl(serve, directory, tmp_path):
+@pytest.mark.parametrize("warm", [["--warm"], ["--warm", "require"]])
+def test_a_module_of_ones_own_in_perl(serve, directory, tmp_path, warm):
     (tmp_path / "lib").mkdir()
     own = tmp_path / "lib" / "Own.pm"
     own.write_text("package Own; our $WORD = 1; 1;")
     support.script(directory / "asks", PERL_OWN.replace("my $ahead = 0;", "our $ahead;"))
-    server = serve("--warm", "--preload", "Own", "--env", f"PERL5LIB={own.parent}", cgi_dir=directory)
+    server = serve(*warm, "--preload", "Own", "--env", f"PERL5LIB={own.parent}", cgi_dir=directory)
     known(server, "/cgi-bin/asks", "1 1")
     own.write_text("package Own; our $WORD = 'two'; 1;")
     assert said(server, "/cgi-bin/asks") in ("0 two", "1 two")

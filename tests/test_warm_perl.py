@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def test_a_script_finds_the_same(pair, shebang):
 @pytest.mark.parametrize("name", ["probe", "probe with spaces.pl", "a-name-longer-than-a-process-may-have.cgi"])
 def test_by_any_name(pair, name):
     compare(pair, pair.write(f"#!{PERL}\n{PROBE}", name).replace(" ", "%20"))
+
+
+@pytest.mark.parametrize("name", ['a"quote.pl', "a\nline.pl"])
+def test_a_name_that_cannot_stand_in_a_line_directive(pair, serve, name):
+    text = f"#!{PERL}\n{BEGIN}print unpack('H*', __FILE__), __LINE__;\n"
+    path = urllib.parse.quote(pair.write(text, name))
+    server = serve("--warm", cgi_dir=pair.directory)
+    for _ in range(4):
+        assert see(server, path) == see(pair.cold, path)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ BEGIN {
     sub _report {
         my (@lines) = @_;
         socket(my $socket, 1, 2, 0) or return;
-        send $socket, join("\n", @lines), 0x40, pack('S', 1) . "\0$reports";
+        # What another child will tell, too, does not wait.
+        send $socket, join("\n", @lines), $lines[0] =~ /^m / ? 0x40 : 0, pack('S', 1) . "\0$reports";
         return;
     }
 
@@ -117,6 +118,7 @@ BEGIN {
         return if !defined $pid;
         if (!$pid) {
             my $bad = 0;
+            syscall $prctl, 1, 9, 0, 0, 0;    # PR_SET_PDEATHSIG, SIGKILL: it may hang
             local $SIG{__WARN__} = sub { $bad = 1 };
             my $world = _world();
             $bad = 1 if !eval { require $file; 1 };
@@ -140,8 +142,9 @@ BEGIN {
     sub _unfit {
         my ($verb, $path, $why) = @_;
         $why =~ s/\n/ /g;
-        _report(($verb eq 'W' ? 'unfit ' : 'cold ') . $why, @ahead);
-        if ($verb ne 'W') {
+        my $is_refused = $verb eq 'W' && "@ahead" ne 'o';    # not for what is so for a moment only
+        _report(($is_refused ? 'unfit ' : 'cold ') . $why, @ahead);
+        if (!$is_refused) {
             my ($clean) = $path =~ /^(.*)\z/s;
             exec {$clean} $clean;
             _report('exec ' . ($! + 0));
@@ -153,6 +156,7 @@ BEGIN {
     sub _serve {
         open my $control, '+<&=', $control_fd or die "descriptor $control_fd: $!\n";
         fcntl $control, 2, 1;
+        syscall $prctl, 1, 9, 0, 0, 0;
         @own = _find_own();
         %before = map { $_ => 1 } keys %INC;
         _import_ahead($control, _file($_)) for @preload;
@@ -212,6 +216,7 @@ BEGIN {
                 _unfit($verb, $path, "$file has changed");
             }
         }
+        _unfit($verb, $path, 'its path cannot stand in a #line') if $path =~ /["\n]/;
         open my $script, '<', $path or _unfit($verb, $path, "$!");
         my $text = do { local $/; <$script> };
         close $script;
@@ -220,10 +225,8 @@ BEGIN {
         my $memory = syscall $memfd_create, $label, 1;
         _unfit($verb, $path, "no memory: $!") if $memory < 0;
         open my $copy, '+<&=', $memory;
-        my $name = $path;
-        $name =~ s/"/_/g;
         # The script once more is what who goes back to the begin of DATA's file looks for.
-        syswrite $copy, substr($text . "\n" x $read, 0, $read) . "\n#line 1 \"$name\"\n$text";
+        syswrite $copy, substr($text . "\n" x $read, 0, $read) . "\n#line 1 \"$path\"\n$text";
         sysseek $copy, $read, 0;
         syscall $dup3, $memory, $program, 0x80000;
         close $copy;

@@ -40,6 +40,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long,) * 6
 _prctl = _libc.prctl
+_DIE_WITH_PARENT = 1, 9  # PR_SET_PDEATHSIG, SIGKILL
 _inotify = _libc.inotify_init1(0x80000 | 0x800)  # IN_CLOEXEC | IN_NONBLOCK
 _add_watch = _libc.inotify_add_watch
 # IN_MODIFY, IN_ATTRIB (also the removal of a file's last name), IN_MOVE_SELF, IN_DELETE_SELF
@@ -101,8 +102,7 @@ _allowed = frozenset(sys.argv[5:])  # modules that may be imported ahead though 
 _baseline = frozenset(sys.modules)  # there before every script, or used here; the rest was imported ahead
 _known: frozenset[str] = frozenset()  # all that are there before the script
 _ahead_names: set[str] = set()  # of top-level modules that were
-# Their files, and what these are, where the kernel does not tell of their changes.
-_ahead_files: dict[str, tuple[int, ...]] = {}
+_ahead_files: dict[str, tuple[int, ...]] = {}  # theirs, and what these are, where the kernel tells of no changes
 
 
 # -- the interpreter
@@ -110,7 +110,7 @@ _ahead_files: dict[str, tuple[int, ...]] = {}
 
 def _main() -> NoReturn:
     control = _socket.socket(fileno=int(sys.argv[1]))
-    clone = int(sys.argv[2])
+    _prctl(*_DIE_WITH_PARENT)
     reports = b"\0" + os.fsencode(sys.argv[3])
     os.set_inheritable(control.fileno(), False)
     for name in sys.argv[5:]:
@@ -123,7 +123,7 @@ def _main() -> NoReturn:
             os._exit(0)
         if message[:1] == b"f":
             for _ in range(int(message[2:])):
-                connection = _fork(control, clone)
+                connection = _fork(control, int(_words[2]))
                 if connection is not None:
                     _run(_receive(connection), reports)
         else:
@@ -187,9 +187,9 @@ def _import_ahead(control: _socket.socket, name: str) -> None:
         return
     pid = os.fork()
     if not pid:
-        harmless: list[bool] = []
-        _quietly(lambda: harmless.append(_is_harmless(name)))
-        os._exit(42 if harmless == [True] else 1)
+        _prctl(*_DIE_WITH_PARENT)  # it may hang
+        _quietly(lambda: _is_harmless(name) and os._exit(42))
+        os._exit(1)
     if os.waitpid(pid, 0)[1] != 42 << 8:  # what exits by itself says something else
         control.send(b"n " + name.encode())
         return
@@ -324,7 +324,9 @@ def _run(request: list[bytes], reports: bytes) -> NoReturn:
         _start_cold(reports, verb, path, why, news)
     if _words[4] == "script":
         _prctl(15, path.rpartition(b"/")[2][:15])  # PR_SET_NAME
-    _finish(_execute(script), reports, news)
+    status = _execute(script)
+    _quietly(lambda: _finish(status, reports, news))  # the script may have replaced, or forbidden, what that calls
+    raise SystemExit(status)  # the interpreter's own way has words and rules for all else
 
 
 def _why_cold(script: _Script, news: list[bytes]) -> str:
@@ -351,19 +353,19 @@ def _has_event() -> bool:
     return _count.value > 0
 
 
-def _report(reports: bytes, *lines: bytes) -> None:
+def _report(reports: bytes, *lines: bytes, flags: int = 0) -> None:
     try:
         sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
-        sender.sendto(b"\n".join(lines), _socket.MSG_DONTWAIT, reports)
+        sender.sendto(b"\n".join(lines), flags, reports)
         sender.close()
     except OSError:
         pass
 
 
 def _start_cold(reports: bytes, verb: bytes, path: bytes, why: str, news: list[bytes]) -> NoReturn:
-    """Execute the script instead, in this process, unless that is not wanted."""
+    """Execute the script instead, in this process, unless that is not wanted, and not for a moment only."""
     words = why.encode("utf-8", "backslashreplace").replace(b"\n", b" ")
-    if verb == b"W":
+    if verb == b"W" and b"o" not in news:
         _report(reports, b"unfit " + words, *news)
         os._exit(127)
     _report(reports, b"cold " + words, *news)
@@ -453,33 +455,31 @@ def _show(error: BaseException) -> int:
     return 1
 
 
-def _finish(status: int, reports: bytes, news: list[bytes]) -> NoReturn:
+def _finish(status: int, reports: bytes, news: list[bytes]) -> None:
     """End as the interpreter does and in its order (pylifecycle.c, Py_FinalizeEx), but take apart only what the script
-    has made: each object of the warm interpreter that is freed would be a page to copy."""
+    has made: each object of the warm interpreter that is freed would be a page to copy. Returns if that does not do."""
     modules = sys.modules
     if "threading" in modules and not _quietly(modules["threading"]._shutdown):
-        raise SystemExit(status)
+        return
     if "atexit" in modules:
         _quietly(modules["atexit"]._run_exitfuncs)  # it says so itself
     for name, module in list(modules.items()):
         if name not in _known and name != "__main__" and type(module) is type(sys) and _is_own(name, module):
             news.append(b"m " + name.encode())
     if news:
-        _report(reports, *news)
+        _report(reports, *news, flags=_socket.MSG_DONTWAIT)  # some later child will tell the same
     if not _flush() or ("_thread" in modules and modules["_thread"]._count()):
-        # Streams that do not take it, threads that go on: the interpreter's own way has words and rules for it.
-        raise SystemExit(status)
+        return  # streams that do not take it, threads that go on
     # The collector ends what the script has made while that still has the names it was made with.
     vars(sys).update(dict.fromkeys(("last_type", "last_value", "last_traceback", "last_exc")))
     modules.pop("__main__", None)
     gc.collect()
-    for thing in gc.get_objects():
-        # Whatever still holds a file that was not closed: what was written to it is not lost.
-        if isinstance(thing, _FILES):
+    # Whatever still holds a file that was not closed: what was written to it is not lost.
+    for thing in (*gc.get_objects(), sys.__stdout__, sys.__stderr__):
+        if issubclass(type(thing), _FILES):  # its __class__ may lie, or raise
             _quietly(lambda thing=thing: thing.closed or thing.flush())
-    if not _flush():
-        raise SystemExit(status)
-    os._exit(status)
+    if _flush():
+        os._exit(status)
 
 
 def _flush() -> bool:

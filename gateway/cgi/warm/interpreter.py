@@ -245,7 +245,11 @@ class Interpreter:
             verb, _, words = message.partition(b" ")
             if not message:
                 return False
-            if verb == b"c" and rights:
+            if verb == b"c" and not rights:
+                # There was no room for its descriptor; the child learns that by the end of its connection.
+                self._asked = max(0, self._asked - 1)
+                self._no_room_until = time.monotonic() + _NO_ROOM
+            elif verb == b"c":
                 self._asked = max(0, self._asked - 1)
                 self._born.append(int(words))
                 child = Child(int(words), socket.socket(fileno=int.from_bytes(rights[0][2][:4], sys.byteorder)))
@@ -275,7 +279,7 @@ class Interpreter:
             if kind == b"s" and now - self._kept_at.get(name, float("-inf")) > _AGAIN:
                 self._kept_at[name] = now
                 new.append(line)
-            elif kind == b"m" and name not in self.refused and name not in self.learnt:
+            elif kind == b"m" and name.isascii() and name not in self.refused and name not in self.learnt:
                 self.learnt.add(name)
                 new.append(line)
         if new:

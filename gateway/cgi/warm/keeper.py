@@ -161,6 +161,12 @@ class Keeper:
             self._release(interpreter)
         return Begun(pid) if pid else Held()
 
+    def _submit(self, interpreter: Interpreter, request: Waiting) -> None:
+        """Give an interpreter a request that has waited for another."""
+        pid = interpreter.submit(request, time.monotonic())
+        if pid:
+            self._begun(request.start, pid)
+
     def withdraw(self, run_id: int) -> bool:
         """Forget a request that is held; return whether it was."""
         for interpreter in self._interpreters.values():
@@ -231,9 +237,10 @@ class Keeper:
         if not is_alive:
             self._drop(key, interpreter, "it ended")
         elif interpreter.has_children and self._successors.get(key) is interpreter:
-            if key in self._interpreters:
-                self._drop(key, self._interpreters[key], "")
+            before = self._interpreters.get(key)
             self._interpreters[key] = self._successors.pop(key)
+            if before:
+                self._drop(key, before, "")
 
     def _release(self, interpreter: Interpreter) -> None:
         """Start cold what waits in vain."""
@@ -314,8 +321,14 @@ class Keeper:
             reason = self._note_trouble(key, f"the warm {name}: {why}{early}{words}")
         elif why:
             self._troubles.pop(key, None)
+        heir: Interpreter | str | None = self._interpreters.get(key)
+        if interpreter.waiting and not heir and why and self._mounts[key[0]].is_required:
+            heir = self._interpreter(key)
         for request in interpreter.waiting:
-            self._cold(request.start, request.descriptors, reason)
+            if isinstance(heir, Interpreter):
+                self._submit(heir, request)
+            else:
+                self._cold(request.start, request.descriptors, reason)
 
     def care(self) -> None:
         """Replace what is worn or stuck, start cold what waits for it; to be called each second or so."""
