@@ -24,7 +24,6 @@ from gateway.files.store import SMALL
 from tests import misbehaviour, support
 from tests.real_client import GIB, Memory, Stream, large_file
 from tests.test_cgi_output import Said
-from tests.test_cgi_variables import certificate  # noqa: F401
 
 MIB = 1 << 20
 FLAT = 24 * MIB
@@ -171,7 +170,7 @@ def test_every_loop_and_reader_sends_the_same(serve, tree, loop, reader):
     assert DIGITS in raw.partition(LARGE)[2]
 
 
-def test_over_tls_and_a_unix_socket(serve, tree, certificate, tmp_path):  # noqa: F811
+def test_over_tls_and_a_unix_socket(serve, tree, certificate, tmp_path):
     cert, key = certificate
     server = serve("--static", str(tree), "--tls-cert", str(cert), "--tls-key", str(key))
     context = ssl.create_default_context(cafile=str(cert))
@@ -585,7 +584,7 @@ def test_a_large_file_that_changes_is_never_under_the_tag_of_another(serve, tmp_
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_file_that_is_cut_while_it_is_sent_is_not_made_up(serve, tmp_path, certificate, encrypted):  # noqa: F811
+def test_a_file_that_is_cut_while_it_is_sent_is_not_made_up(serve, tmp_path, certificate, encrypted):
     file = tmp_path / "tree" / "file"
     file.parent.mkdir()
     file.write_bytes(b"x" * (64 * MIB))

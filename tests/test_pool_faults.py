@@ -239,7 +239,8 @@ def test_a_manager_of_the_front_that_is_killed_comes_back(programs: Path) -> Non
                 load.wait_for(20)
         lost = [outcome for outcome in load.wrong if not refused(outcome)]
         assert all(map(explained, lost)), lost
-        assert len(lost) <= 3 * ROUNDS
+        # What was under way with a worker, or came while the last of them died: at most one of each client.
+        assert len(lost) <= 6 * ROUNDS
         wait_until(lambda: "" if len(children(managers(server)[0])) == 3 else "not all are back")
         assert len({held.release() for held in hold_all(server, "/app/", 3)}) == 3
 
