@@ -35,6 +35,8 @@ _CALM = 5.0
 _AGE = 3600.0
 # ... or when it has grown by so much, bytes, since it was ready.
 _GROWTH = 64 * 1024 * 1024
+# One that nobody wants for so many seconds ends.
+_UNUSED = 600.0
 # After it could not fork, so long it is not asked for children, in seconds.
 _NO_ROOM = 1.0
 # An interpreter that was asked and has said nothing for so long is stuck, in seconds.
@@ -101,6 +103,7 @@ class Interpreter:
     ) -> None:
         self.recipe = recipe
         self.is_ready = False
+        self.is_reaped = False  # its pid may be another's by now
         self.is_late = False  # requests have waited for it in vain since it was heard
         self.born = time.monotonic()
         self.waiting: deque[Waiting] = deque()
@@ -113,6 +116,7 @@ class Interpreter:
         self._begun: list[tuple[Waiting, int]] = []
         self._children: deque[Child] = deque()
         self._asked = 0  # children that were asked for and are not here
+        self._used = self.born
         self._heard = self.born  # or was asked when it owed nothing
         self._no_room_until = float("-inf")
         self._size = 0  # resident memory when it became ready
@@ -157,6 +161,7 @@ class Interpreter:
 
     def submit(self, request: Waiting, now: float) -> int:
         """Give a request to a child; return the child's pid, 0 if the request has to wait for one."""
+        self._used = now
         while self._children:
             child = self._children.popleft()
             if self._hand_over(child, request):
@@ -296,6 +301,10 @@ class Interpreter:
                 self._refill()
                 break
 
+    def is_idle(self, now: float) -> bool:
+        """Whether nobody has wanted it for long."""
+        return not self.waiting and now - self._used > _UNUSED
+
     def is_stuck(self, now: float) -> bool:
         """Whether it does not do what it was asked for, its start included."""
         return (bool(self._asked) or not self.is_ready) and now - self._heard > _STUCK
@@ -307,7 +316,7 @@ class Interpreter:
     # -- the end
 
     def close(self) -> str:
-        """End it, and its children that wait; return the last that it said. None of them has been reaped."""
+        """End it, and its children that wait; return the last that it said. None of these has been reaped."""
         said = b""
         with contextlib.suppress(OSError):
             while piece := os.read(self._words, 65536):
@@ -318,7 +327,8 @@ class Interpreter:
             child.connection.close()
             _kill(child.pid)
         self._children.clear()
-        _kill(self.pid)
+        if not self.is_reaped:
+            _kill(self.pid)
         return said.decode("utf-8", "backslashreplace").strip()
 
 

@@ -28,6 +28,9 @@ _HEALTHY = 10.0
 # One that must not be started cold waits longer.
 _PATIENCE = 1.0
 _LONG_PATIENCE = 30.0
+# Interpreters at once: as many as there are of names, flags and virtual environments in first lines. Each is a process
+# and its children; those of more scripts than that start cold.
+_MOST = 64
 # Looked after so often, in seconds.
 CARE = 1.0
 _REPORT_LIMIT = 64 * 1024
@@ -193,6 +196,8 @@ class Keeper:
         return recipe
 
     def _interpreter(self, key: _Key) -> Interpreter | str:
+        if key not in self._interpreters and len(self._interpreters) >= _MOST:
+            return f"{_MOST} other interpreters are warm already"
         interpreter = self._interpreters.get(key) or self._new(key, None)
         if isinstance(interpreter, Interpreter):
             self._interpreters[key] = interpreter
@@ -280,6 +285,7 @@ class Keeper:
             return True
         for key, interpreter in self._all():
             if interpreter.pid == pid:
+                interpreter.is_reaped = True
                 self._read(key, interpreter)
                 if pid not in self._leaving:
                     self._drop(key, interpreter, "it ended")
@@ -331,7 +337,7 @@ class Keeper:
                 self._cold(request.start, request.descriptors, reason)
 
     def care(self) -> None:
-        """Replace what is worn or stuck, start cold what waits for it; to be called each second or so."""
+        """Replace what is worn or stuck, end what is unused, start cold what waits; to be called each second or so."""
         now = time.monotonic()
         if now - self._cared < CARE:
             return
@@ -340,7 +346,11 @@ class Keeper:
             self._release(interpreter)
             if interpreter.is_stuck(now):
                 self._drop(key, interpreter, "it does not answer")
-            elif interpreter.is_worn(now) and self._interpreters.get(key) is interpreter:
+            elif self._interpreters.get(key) is not interpreter:
+                continue
+            elif interpreter.is_idle(now):
+                self._drop(key, interpreter, "")
+            elif interpreter.is_worn(now):
                 self._replace(key)
 
     def close(self) -> None:
