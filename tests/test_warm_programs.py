@@ -137,7 +137,7 @@ def test_awstats(tmp_path, tmp_path_factory):
     support.need_file("/usr/lib/cgi-bin/awstats.pl")
     statistics = tmp_path / "stats"
     statistics.mkdir()
-    line = '10.0.0.1 - - [02/Nov/2026:10:00:0{0} +0000] "GET /page/{0} HTTP/1.1" 200 100 "-" "Mozilla/5.0"\n'
+    line = '10.0.0.1 - - [02/Nov/2026:10:00:0{0} +0000] "GET /page/{0} HTTP/1.1" 200 100 "-" "Browser/{0}"\n'
     (statistics / "access.log").write_text("".join(line.format(number) for number in range(9)))
     example = support.ROOT / "examples" / "awstats" / "cgi-bin"
     subprocess.run(
