@@ -137,8 +137,9 @@ def test_awstats(tmp_path, tmp_path_factory):
     support.need_file("/usr/lib/cgi-bin/awstats.pl")
     statistics = tmp_path / "stats"
     statistics.mkdir()
-    line = '10.0.0.1 - - [02/Nov/2026:10:00:0{0} +0000] "GET /page/{0} HTTP/1.1" 200 100 "-" "Browser/{0}"\n'
-    (statistics / "access.log").write_text("".join(line.format(number) for number in range(9)))
+    line = '10.0.0.1 - - [02/Nov/2026:10:00:0{0} +0000] "GET /page/{0} HTTP/1.1" 200 100 "-" "Browser/1"\n'
+    # No two as often: perl's hashes have another order in each process, and so what is equal in rank.
+    (statistics / "access.log").write_text("".join(line.format(number) * (9 - number) for number in range(9)))
     example = support.ROOT / "examples" / "awstats" / "cgi-bin"
     subprocess.run(
         [example / "awstats.pl", "-config=gateway", "-update"],
