@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -26,6 +27,8 @@ from fcgi_pool.snapshot import WorkerState
 
 # Not one that programs use; Python itself uses none of these.
 TRACE_SIGNAL = int(signal.SIGRTMIN) + 9
+# For one process's stacks at most, in seconds: the manager waits meanwhile.
+_MOMENT = 0.02
 # Seconds that a worker has to write its stack.
 _PATIENCE = 0.2
 # Of a report: bytes of a stack, lines of it, descriptors, children.
@@ -64,8 +67,19 @@ class Trace:
                 os.kill(pid, TRACE_SIGNAL)
                 asked = True
         for child in proc.descendants(pid)[:_CHILDREN]:
+            if asked:
+                self._let_write()
             asked = _signal_child(pid, child) or asked
         return asked
+
+    def _let_write(self) -> None:
+        """Give who was asked a moment: a line is several writes, and who writes at once writes into another's lines."""
+        until, seen = time.monotonic() + _MOMENT, 0
+        while time.monotonic() < until:
+            select.select([], [], [], _MOMENT / 20)
+            before, seen = seen, os.fstat(self._descriptor).st_size
+            if seen and seen == before:
+                break
 
     def read(self) -> str:
         """Return what has been written since it was asked."""

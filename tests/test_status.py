@@ -443,6 +443,11 @@ def test_who_does_not_take_the_answer_holds_nobody_up(directory: Path) -> None:
     assert descriptors(os.getpid()) == before
 
 
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
 def test_status_through_nginx(served: Served, directory: Path) -> None:
     """A real web server in front, without and with kept connections."""
     need("nginx")
@@ -471,7 +476,7 @@ def test_status_through_nginx(served: Served, directory: Path) -> None:
     command = [program, "-e", f"{directory}/errors", "-p", str(directory), "-c", str(config)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: "" if os.path.exists(f"{directory}/http") else "nginx does not listen")
+            wait_until(lambda: "" if _listens(f"{directory}/http") else "nginx does not listen")
             for _ in range(3):
                 for path, wanted in (("/status?json", b'"pool":"blog"'), ("/ping", b"pong"), ("/else", b" 404 ")):
                     with socket.socket(socket.AF_UNIX) as client:

@@ -147,7 +147,9 @@ def test_awstats(tmp_path, tmp_path_factory):
         check=True,
         capture_output=True,
     )
-    with pair_of(example, tmp_path_factory.mktemp("spool"), "--env", f"AWSTATS_DIR={statistics}") as pair:
+    directory = tmp_path / "cgi"
+    shutil.copytree(example, directory, symlinks=True)
+    with pair_of(directory, tmp_path_factory.mktemp("spool"), "--env", f"AWSTATS_DIR={statistics}") as pair:
         for more in ("", "&output=urldetail", "&output=nosuch", "&month=13"):
             page = same(pair, f"/cgi-bin/awstats.pl?config=gateway&year=2026&month=11{more}")
             assert page.body
