@@ -402,8 +402,9 @@ def _proxied(settings: Settings, listeners: list[socket.socket]) -> list[socket.
     header = settings.clients.proxy_protocol
     if not header:
         return []
-    pairs = zip(settings.listen, listeners, strict=False)
-    return [listener for address, listener in pairs if not header.listen or address in header.listen]
+    if not header.listen:
+        return listeners  # also those that were given in place of the addresses
+    return [one for address, one in zip(settings.listen, listeners, strict=False) if address in header.listen]
 
 
 def run_worker(

@@ -120,6 +120,18 @@ def manager(tmp_path):
 # Sockets.
 
 
+def test_on_each_socket_that_is_given_a_proxy_header_is_read(serve):
+    """There are more of them than addresses."""
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+    with listener() as one, listener() as other:
+        more = '[clients]\nproxy_protocol = ["127.0.0.1"]\n'
+        serve(listen=["127.0.0.1:8000"], more=more, **giving(one, other))
+        for given in (one, other):
+            with socket.create_connection(given.getsockname(), support.PATIENCE) as client:
+                client.sendall(header + request("/cgi-bin/echo?x", "Connection: close\r\n"))
+                assert b" 200 OK" in support.receive_all(client)
+
+
 def test_sockets_that_are_given_are_served_in_place_of_the_default(serve, tmp_path):
     path = str(tmp_path / "given")
     with listener() as tcp, listener(socket.AF_UNIX, path) as unix:
