@@ -226,22 +226,23 @@ class Lighttpd:
 
 @dataclass(frozen=True)
 class Gateway:
-    """This project's server, run as a user runs it."""
+    """This project's server, run as a user runs it; with `is_static` it serves the files."""
 
     options: str = ""
     name: str = OURS
+    is_static: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.options}".strip()
+        return " ".join(word for word in (self.name, "--static" if self.is_static else "", self.options) if word)
 
     def version(self) -> str:
         return f"Python {sys.version.split()[0]}"
 
     def start(self, site: Site, children: Children) -> Running:
         work = site.work(f"gateway-{free_port()}")
-        argv = ["--cgi-dir", str(site.programs), *shlex.split(self.options)]
-        child, port = start_gateway(children, work, argv)
+        mount = ["--static", str(site.documents)] if self.is_static else ["--cgi-dir", str(site.programs)]
+        child, port = start_gateway(children, work, [*mount, *shlex.split(self.options)])
         return Running(self.name, self.label, port, child)
 
 

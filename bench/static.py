@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
-import shlex
 import socket
 import sys
 import time
@@ -27,6 +26,7 @@ from bench.servers import (
     HOST,
     MODULE_DIRECTORIES,
     OURS,
+    Gateway,
     Missing,
     Running,
     Server,
@@ -35,7 +35,6 @@ from bench.servers import (
     find,
     first_line,
     free_port,
-    start_gateway,
 )
 from bench.site import Site
 from bench.table import Target, table
@@ -47,26 +46,6 @@ SMALL, LARGE = "small.bin", "large.bin"
 SIZE = 1024  # bytes of the small file
 # × each peer: requests/s of the small file, MB/s of the large one.
 TARGETS = {"small": {"apache": 1.5, "nginx": 0.5}, "large": {"nginx": 0.8}}
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """This project's server, with one mount of files."""
-
-    options: str = ""
-    name: str = OURS
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} --static {self.options}".strip()
-
-    def version(self) -> str:
-        return f"Python {sys.version.split()[0]}"
-
-    def start(self, site: Site, children: Children) -> Running:
-        work = site.work(f"gateway-{free_port()}")
-        child, port = start_gateway(children, work, ["--static", str(site.documents), *shlex.split(self.options)])
-        return Running(self.name, self.label, port, child)
 
 
 @dataclass(frozen=True)
@@ -216,7 +195,7 @@ class Benchmark(session.Session):
         self.results["large"] = {speeds.label: speeds.runs for speeds in found}
 
     def run(self) -> None:
-        wanted = [Gateway(self.given.gateway_options), *PEERS]
+        wanted = [Gateway(self.given.gateway_options, is_static=True), *PEERS]
         servers = self.start([server for server in wanted if server.name in self.given.servers], ["/"])
         if "small" in self.given.parts:
             self.small(servers)
@@ -248,7 +227,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
-    return session.run(given, (Gateway(), *PEERS), lambda root, _: build_files(root, given.mib), Benchmark)
+    servers = (Gateway(is_static=True), *PEERS)
+    return session.run(given, servers, lambda root, _: build_files(root, given.mib), Benchmark)
 
 
 if __name__ == "__main__":

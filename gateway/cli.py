@@ -16,9 +16,8 @@ from typing import NoReturn
 
 from fcgi_pool.config import ConfigError, key_of
 from fcgi_pool.listener import Address, AddressError
-from fcgi_pool.lookup import RUNTIME
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import recipes_below
+from gateway.cgi.warm.reuse import pool_command, recipes_below
 from gateway.check import report
 from gateway.config import ConfigFileError, effective, read_file
 from gateway.fastcgi.backend import resolve
@@ -30,7 +29,7 @@ from gateway.listeners import given
 from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.places import directory_trouble, prefix_trouble
-from gateway.pools import check_pool
+from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
 from gateway.privileges import UnknownAccount, account_of, for_account
 from gateway.settings import (
@@ -217,7 +216,7 @@ def _mount(
         recipes = recipes_below(directory, mount_variables(b"", env).get(b"PATH", b""))
     reuse = []
     for recipe in recipes:
-        command = [*map(os.fsdecode, recipe.arguments), RUNTIME, "--runner", "scripts"]
+        command = pool_command(recipe)
         reuse.append((recipe, _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)))
     return CgiMount(
         prefix,
@@ -312,7 +311,7 @@ def _managed(
     program = shutil.which(command[0])
     if not program:
         raise UsageError(f"{option}: the program {command[0]!r} is not found; install it, or give its path")
-    children = _count("--children", options.children or str(max(2 * len(os.sched_getaffinity(0)), 4)))
+    children = _count("--children", options.children or str(default_children()))
     if children > MOST:
         raise UsageError(f"--children {children}: more than {MOST} processes of one pool; write fewer")
     name = re.sub(r"[^A-Za-z0-9._-]", "-", prefix).strip(".-")[:32] or "root"

@@ -13,6 +13,11 @@ from gateway.settings import Pool
 PATIENCE = 10.0
 
 
+def default_children() -> int:
+    """Return how many processes a pool has where nobody says: two for each CPU, at least 4."""
+    return max(2 * len(os.sched_getaffinity(0)), 4)
+
+
 def check_pool(pool: Pool) -> None:
     """Raise ConfigError if the manager of `pool` would not start, as far as that is known before."""
     cli.check(_pool_arguments(pool))

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gateway.cgi.output import Header, HeaderReader
+from gateway.dispatch import REDIRECTS
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.compression import coding_for
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 # body, with a Content-Length; a program that goes on is not held up longer.
 _HOLD = 0.005
 _HOLD_SIZE = 16 * 1024
-
-# Redirects within the server for one request (RFC 3875 leaves the number open; Apache LimitInternalRecursion 10).
-_REDIRECTS = 10
 
 _NPH_STATUS = re.compile(rb"HTTP/[0-9.]+ ([1-9][0-9]{2})\b")
 
@@ -145,8 +143,8 @@ class Relay:
             self._send_file(header.file, name)
             return
         redirect = header.accelerated or header.local_redirect or b""
-        if redirects >= _REDIRECTS:
-            exchange.fail(Fault(502, f"{name} redirects within the server for the {_REDIRECTS + 1}th time"))
+        if redirects >= REDIRECTS:
+            exchange.fail(Fault(502, f"{name} redirects within the server for the {REDIRECTS + 1}th time"))
             return
         path, _, query = redirect.partition(b"?")
         exchange.responder = None

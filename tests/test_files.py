@@ -77,16 +77,9 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared(tree, tmp_path_factory):
-    server = support.start_server(
-        "--static", str(tree), "--static", f"/list/={tree}", "--listing", temp_dir=tmp_path_factory.mktemp("spool"),
-        cgi_dir=tree / "cgi-bin",
-    )  # fmt: skip
-    try:
+    options = ("--static", str(tree), "--static", f"/list/={tree}", "--listing")
+    with misbehaviour.shared_server(tree / "cgi-bin", tmp_path_factory.mktemp("spool"), *options) as server:
         yield server
-        server.finish()
-    finally:
-        server.process.kill()
-        server.process.wait()
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds, size
 from fcgi_pool.listener import Address, AddressError
-from fcgi_pool.lookup import RUNTIME
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import recipes_below
+from gateway.cgi.warm.reuse import pool_command, recipes_below
 from gateway.clients.settings import ClientSettings
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
@@ -25,7 +24,7 @@ from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
 from gateway.places import directory_trouble, prefix_trouble
-from gateway.pools import check_pool
+from gateway.pools import check_pool, default_children
 from gateway.privileges import Account, UnknownAccount, account_of, for_account
 from gateway.settings import (
     CgiMount,
@@ -297,8 +296,8 @@ class _Builder:
         for recipe in recipes_below(mount.directory, mount_variables(b"", mount.env).get(b"PATH", b"")):
             name = f"{mount.prefix.strip('/').replace('/', '-') or 'root'}-{len(self._more) + 1}"
             path = os.path.join(self._sockets, f"reuse-{len(self._more)}.sock")
-            command = (*map(os.fsdecode, recipe.arguments), RUNTIME, "--runner", "scripts")
-            server = FastCgiServer(name, Address(path=path), max(2 * len(os.sched_getaffinity(0)), 4))
+            command = tuple(pool_command(recipe))
+            server = FastCgiServer(name, Address(path=path), default_children())
             self._more.append(self._checked(where, Pool(server, command, mount.env)))
             found.append((recipe, server))
         return tuple(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from fcgi_pool.lookup import RUNTIME
 from gateway.cgi.warm.shebang import Recipe, recipe_for
 
 
@@ -17,6 +18,11 @@ def recipes_below(directory: str, search: bytes) -> list[Recipe]:
             if recipe:
                 found[recipe] = None
     return list(found)
+
+
+def pool_command(recipe: Recipe) -> list[str]:
+    """Return what a process of the pool executes that runs the scripts of `recipe`."""
+    return [*map(os.fsdecode, recipe.arguments), RUNTIME, "--runner", "scripts"]
 
 
 def reuse_recipe(path: bytes, search: bytes) -> Recipe | None:
