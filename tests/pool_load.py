@@ -150,7 +150,7 @@ def front(*options: str, workers: int = 1, config: Path | None = None) -> Iterat
     server = start_server(*more, temp_dir=spool, workers=workers, wait=False, env=environment, config=config)
     try:
         server.wait_for_log(r"^gateway: ready")
-        match = re.search(r"listening on http://.*:(\d+)/", server.errors.text)
+        match = re.search(r"listening on https?://.*:(\d+)/", server.errors.text)
         assert match
         server.port = int(match[1])
         yield server
