@@ -130,7 +130,7 @@ class CgiRun:
 
     def _submit(self) -> None:
         self._worker.runs.add(self)
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.queue
+        self._deadline = self._worker.now() + self._exchange.timeouts.queue
         if not self._worker.launcher.submit(self):
             self._over()
             self._exchange.fail(Fault(503, "too many requests wait for a program to be started", retry_after=5))
@@ -157,7 +157,7 @@ class CgiRun:
             variables |= exchange.granted.variables
         self._stdout = reading[0]
         self._error_stream = ErrorStream(reading[1], self._log_stderr)
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        self._deadline = self._worker.now() + self._exchange.timeouts.script
         exchange.program_runs()
         self._later(_WATCH_AFTER, self._listen_stdout)
         path = self._script.filename
@@ -286,7 +286,7 @@ class CgiRun:
             self._settle()
             return False
         if self._status is None and not self._exchange.is_ended:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
         try:
             self._relay.take(data)
         except BadOutput as bad:
@@ -310,7 +310,7 @@ class CgiRun:
         if self._stdout >= 0 and not self._reads_stdout and not self._relay.is_full:
             self._listen_stdout()
             if self._status is None:
-                self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+                self._deadline = self._worker.now() + self._exchange.timeouts.script
             else:
                 self._later(_STDOUT_GRACE, self._stdout_grace_over)
 
@@ -397,7 +397,7 @@ class CgiRun:
             return
         self._deadline = math.inf
         exchange = self._exchange
-        timeouts = self._worker.settings.timeouts
+        timeouts = exchange.timeouts
         if not self._run_id:
             self._worker.launcher.withdraw(self)
             self._over()

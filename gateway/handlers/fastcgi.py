@@ -109,14 +109,14 @@ class FastCgiRun:
         self._queue()
 
     def _queue(self) -> None:
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.queue
+        self._deadline = self._worker.now() + self._exchange.timeouts.queue
         if not self._backend.submit(self):
             self._fail(Fault(503, f"too many requests wait for {self._subject}", retry_after=5))
 
     def launch(self, link: Link) -> None:
         """Send the request on `link`."""
         self._link = link
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        self._deadline = self._worker.now() + self._exchange.timeouts.script
         link.begin(self, self._encode(link), self._body)
 
     def _encode(self, link: Link) -> bytes:
@@ -127,7 +127,7 @@ class FastCgiRun:
     def sent(self) -> None:
         """The server has taken a piece of the request: it is not silent."""
         if self._deadline != math.inf:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
 
     def refused(self, error: int) -> None:
         """The server cannot be connected to."""
@@ -156,7 +156,7 @@ class FastCgiRun:
         if relay is None:
             relay = self._relay = Relay(self._worker, self._exchange, is_raw=False)
         relay.is_last = end is not None
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        self._deadline = self._worker.now() + self._exchange.timeouts.script
         if data:
             self._heard = True
             try:
@@ -266,7 +266,7 @@ class FastCgiRun:
         if self._relay:
             self._relay.client_ready()
         if self._link and not self.is_full:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
             self._link.resume()
 
     def client_gone(self) -> None:
@@ -290,7 +290,7 @@ class FastCgiRun:
             return
         self._deadline = math.inf
         exchange = self._exchange
-        timeouts = self._worker.settings.timeouts
+        timeouts = exchange.timeouts
         if not self._link:
             words = f"{timeouts.queue:g} s passed (--queue-timeout) and no connection to {self._subject} was free"
             self._fail(Fault(503, words, "timeout", retry_after=5))
