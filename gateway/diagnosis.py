@@ -61,7 +61,7 @@ def start_failed(path: bytes, phase: str, error: int) -> Fault:
         return Fault(
             503,
             f"{name} could not be started: {os.strerror(error)}; there are too few processes, descriptors or memory. "
-            "Raise the limits (ulimit -u, ulimit -n), or lower --max-programs",
+            "Raise the limits (ulimit -u, ulimit -n), or lower max_programs (--max-programs)",
             retry_after=5,
         )
     if phase == "chdir":

@@ -181,6 +181,15 @@ class Tls:
     key: str
 
 
+# Options whose keys are not those of the table [server] alone.
+_KEYS = {
+    "--script-timeout": "script_timeout",
+    "--queue-timeout": "queue_timeout",
+    "--warm require": 'warm = "require"',
+    "--auth": "auth",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that the processes of one server need to know."""
@@ -217,6 +226,13 @@ class Settings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
     clients: ClientSettings = field(default_factory=ClientSettings)
+    are_of_file: bool = False  # a configuration file said all this, not options
+
+    def named(self, option: str) -> str:
+        """Return what the user knows `option` by: in a configuration file, a key."""
+        if not self.are_of_file:
+            return option
+        return _KEYS.get(option) or "[server] " + option.removeprefix("--").replace("-", "_")
 
     @property
     def mounts(self) -> tuple[Mount, ...]:

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from fcgi_pool.listener import BACKLOG
@@ -33,6 +34,7 @@ from gateway.error_log import ErrorLog
 from gateway.exchange import Exchange, renew_ids
 from gateway.fastcgi.backend import Backend
 from gateway.fastcgi.tokens import Share
+from gateway.fault import Fault
 from gateway.handlers.authorizer import Authorizer
 from gateway.handlers.basic_auth import BasicAuthGuard
 from gateway.handlers.cgi import CgiDirectory
@@ -59,6 +61,7 @@ _OWN_DESCRIPTORS = 32
 # Of one program at its start: both ends of two pipes, its body twice.
 _PROGRAM_DESCRIPTORS = 6
 
+_ANY_BODY = 10**19
 # Objects made before the collector looks: a request makes some hundred, and hardly any are in cycles.
 _GC_THRESHOLD = 20_000
 
@@ -118,9 +121,9 @@ class Worker:
         self.readiness = Readiness(self.loop)
         self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
         self._reader_class = reader_class(settings.http)
-        # Which route a body goes to is known when its head has been read; then the route's limit holds.
-        largest = max([settings.limits.body, *(route.limits.max_body for route in settings.routes if route.limits)])
-        self._limits = replace(settings.limits, body=largest)
+        # Where routes have limits, which one a body has is known when its head has been read, and is seen to then.
+        body = _ANY_BODY if any(route.limits for route in settings.routes) else settings.limits.body
+        self._limits = replace(settings.limits, body=body)
         self._listeners = listeners
         self._control = control
         self._accepting = False
@@ -266,11 +269,14 @@ class Worker:
         """Answer by a file that a program names."""
         send_file(self, exchange, path)
 
-    def new_body(
-        self, exchange: Exchange, on_complete: Callable[[], None], on_error: Callable[[OSError], None]
-    ) -> Body:
-        """Return what stores the body of `exchange`."""
+    def new_body(self, exchange: Exchange, on_complete: Callable[[], None]) -> Body:
+        """Return what stores the body of `exchange`, which fails where that cannot be done."""
+        on_error = partial(self._body_failed, exchange)
         return Body(self.loop, self.settings.temp_dir, on_complete, on_error, exchange.body_has_room)
+
+    def _body_failed(self, exchange: Exchange, error: OSError) -> None:
+        place = self.settings.named("--temp-dir")
+        exchange.fail(Fault(507, f"the body of the request could not be stored: {error.strerror}; see {place}"))
 
     def log_refused(self, client: str, refused: Refused, size: int, outcome: str) -> None:
         """Log what was no request."""

@@ -118,6 +118,7 @@ class _Builder:
             max_programs=_within(("server", "max_programs"), server.max_programs, 1, 999_999),
             timeouts=self._times,
             limits=self._limits,
+            are_of_file=True,
         )
 
     def _path(self, text: str) -> str:

@@ -94,15 +94,10 @@ class FastCgiRun:
         exchange = self._exchange
         exchange.responder = self
         if exchange.request.has_body:
-            self._body = self._worker.new_body(exchange, self._submit, self._body_failed)
+            self._body = self._worker.new_body(exchange, self._submit)
             exchange.receive_body(self._body)
         else:
             self._submit()
-
-    def _body_failed(self, error: OSError) -> None:
-        self._exchange.fail(
-            Fault(507, f"the body of the request could not be stored: {error.strerror}; see --temp-dir")
-        )
 
     def _submit(self) -> None:
         self._worker.runs.add(self)
@@ -290,12 +285,13 @@ class FastCgiRun:
             return
         self._deadline = math.inf
         exchange = self._exchange
-        timeouts = exchange.timeouts
+        timeouts, named = exchange.timeouts, self._worker.settings.named
         if not self._link:
-            words = f"{timeouts.queue:g} s passed (--queue-timeout) and no connection to {self._subject} was free"
+            limit = named("--queue-timeout")
+            words = f"{timeouts.queue:g} s passed ({limit}) and no connection to {self._subject} was free"
             self._fail(Fault(503, words, "timeout", retry_after=5))
             return
-        silence = self._in_words(f"was silent for {timeouts.script:g} s (--script-timeout)")
+        silence = self._in_words(f"was silent for {timeouts.script:g} s ({named('--script-timeout')})")
         if exchange.is_ended or exchange.responder is not self:
             self._give_up()
             self._over()
