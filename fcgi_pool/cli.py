@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fcgi_pool.config import ConfigError, ManagerConfig, read_manager
+from fcgi_pool.config import ConfigError, ManagerConfig, PoolConfig, read_manager
 from fcgi_pool.log import LEVELS, Log
 from fcgi_pool.lookup import launch_for, socket_owner
 from fcgi_pool.manager import Manager
@@ -20,6 +20,8 @@ from fcgi_pool.process import die_with
 from fcgi_pool.told import Reader
 
 _NAME = "www"
+# Where the age of a connection may stand for that of its request, in seconds: the gateway uses one for so long.
+_LEAST_GUESSED = 1.0
 # Options that are directives of the pool, under their names.
 _DIRECTIVES = (
     "app", "python", "runner", "listen", "listen_owner", "listen_group", "listen_mode", "status_listen", "user",
@@ -102,13 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(arguments: Sequence[str]) -> None:
     """Raise ConfigError if a manager with this command line would not start, as far as that is known before."""
-    for pool in read_options(_parser().parse_args(arguments)).pools:
+    for pool in read_options(_parser().parse_args(arguments), is_told=True).pools:
         launch_for(pool)
         socket_owner(pool)
 
 
-def read_options(options: argparse.Namespace) -> ManagerConfig:
-    """Return the configuration that `options` stand for, read anew; raise UsageError or ConfigError."""
+def read_options(options: argparse.Namespace, is_told: bool = False) -> ManagerConfig:
+    """Return the configuration that `options` stand for, read anew; raise UsageError or ConfigError.
+
+    `is_told`: a web server will tell of its requests.
+    """
     if options.config:
         given = [name for name in _DIRECTIVES if getattr(options, name)]
         if given or options.command or options.children or options.settings:
@@ -121,7 +126,22 @@ def read_options(options: argparse.Namespace) -> ManagerConfig:
     for option, key in (("error_log", "error_log"), ("log_level", "log_level"), ("pid_file", "pid")):
         if getattr(options, option):
             table[key] = getattr(options, option)
-    return read_manager({**document, "global": table})
+    config = read_manager({**document, "global": table})
+    if not is_told and options.told_fd is None:
+        for pool in config.pools:
+            _refuse_guesses(pool)
+    return config
+
+
+def _refuse_guesses(pool: PoolConfig) -> None:
+    """Raise ConfigError for a limit that would end workers which do nothing wrong."""
+    limit = pool.request_terminate_timeout
+    if 0 < limit < _LEAST_GUESSED and not (pool.app and pool.runner == "own"):
+        raise ConfigError(
+            f"pools.{pool.name}.request_terminate_timeout = {limit:g}: less than {_LEAST_GUESSED:g} s. Of such a "
+            "program it is known for how long it has a connection, not a request, and web servers keep them longer; "
+            f"write {_LEAST_GUESSED:g}s or more, or have the pool started by python -m gateway, which tells"
+        )
 
 
 def _pool_table(options: argparse.Namespace) -> dict[str, Any]:

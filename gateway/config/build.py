@@ -12,7 +12,7 @@ from typing import Any
 from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import pool_command, recipes_below
+from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.clients.settings import ClientSettings
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
@@ -301,7 +301,7 @@ class _Builder:
             path = os.path.join(self._sockets, f"reuse-{len(self._more)}.sock")
             command = tuple(pool_command(recipe))
             server = FastCgiServer(name, Address(path=path), default_children())
-            self._more.append(self._checked(where, Pool(server, command, mount.env)))
+            self._more.append(self._checked(where, Pool(server, command, mount.env, CATCHING)))
             found.append((recipe, server))
         return tuple(found)
 
