@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+import socket
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default notice)")
     add("--pid-file", metavar="PATH", help="holds the manager's pid while it runs")
     add("--ready-fd", metavar="N", help="write a line to this descriptor when all pools listen, and close it")
+    add("--listen-fd", metavar="N", help="what listens at --listen already, and is not this manager's own")
+    add("--status-fd", metavar="N", help="the same for --status-listen")
     add("--told-fd", metavar="N", help="shared memory in which a gateway tells of its connections to the pool")
     add("--die-with-parent", action="store_true", help="be killed when the process that started this one dies")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="a FastCGI program, after --")
@@ -89,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         ready = _descriptor("--ready-fd", options.ready_fd)
         told = _told(options)
+        lent = _lent("--listen-fd", options.listen_fd, options), _lent("--status-fd", options.status_fd, options)
         _keep_descriptors()
         if options.die_with_parent:
             # Not TERM: a manager that is stopped or stuck would outlive its parent, and so would the workers.
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_options(options)
         if options.check:
             return _report(config)
-        return _serve(config, lambda: read_options(options), ready, told)
+        return _serve(config, lambda: read_options(options), ready, told, lent)
     except ConfigError as error:
         print(f"fcgi_pool: {error}", file=sys.stderr)
         return 2
@@ -104,9 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(arguments: Sequence[str]) -> None:
     """Raise ConfigError if a manager with this command line would not start, as far as that is known before."""
-    for pool in read_options(_parser().parse_args(arguments), is_told=True).pools:
-        launch_for(pool)
-        socket_owner(pool)
+    pool = pool_of(arguments)
+    launch_for(pool)
+    socket_owner(pool)
+
+
+def pool_of(arguments: Sequence[str]) -> PoolConfig:
+    """Return the pool that a command line without a file stands for; raise ConfigError."""
+    (pool,) = read_options(_parser().parse_args(arguments), is_told=True).pools
+    return pool
 
 
 def read_options(options: argparse.Namespace, is_told: bool = False) -> ManagerConfig:
@@ -207,6 +217,17 @@ def _told(options: argparse.Namespace) -> Reader | None:
     return reader
 
 
+def _lent(option: str, text: str | None, options: argparse.Namespace) -> socket.socket | None:
+    descriptor = _descriptor(option, text)
+    if descriptor < 0:
+        return None
+    if options.config:
+        raise UsageError(f"{option}: stands for one pool, and so not with --config")
+    lent = socket.socket(fileno=descriptor)
+    lent.setblocking(False)
+    return lent
+
+
 def _descriptor(option: str, text: str | None) -> int:
     """Return an inherited descriptor, -1 for none."""
     if text is None:
@@ -240,14 +261,20 @@ def _report(config: ManagerConfig) -> int:
     return 0
 
 
-def _serve(config: ManagerConfig, reread: Callable[[], ManagerConfig], ready: int, told: Reader | None) -> int:
+def _serve(
+    config: ManagerConfig,
+    reread: Callable[[], ManagerConfig],
+    ready: int,
+    told: Reader | None,
+    lent: tuple[socket.socket | None, socket.socket | None],
+) -> int:
     try:
         log = Log(config.error_log, config.log_level)
     except OSError as error:
         raise ConfigError(f"error_log = {config.error_log!r}: {error.strerror}") from None
     prepared: list[Prepared] = []
     try:
-        prepared.extend(prepare(pool) for pool in config.pools)
+        prepared.extend(prepare(pool, *lent, lent) for pool in config.pools)
         if config.pid_file:
             _write_pid(config.pid_file)
     except ConfigError:

@@ -179,7 +179,7 @@ class Manager:
             return prepare(config)
         listener = pool.sockets.listener if pool.config.listen == config.listen else None
         has_status = listener and pool.config.status_listen == config.status_listen
-        return prepare(config, listener, pool.sockets.status if has_status else None)
+        return prepare(config, listener, pool.sockets.status if has_status else None, pool.sockets.lent)
 
 
 def _catch_signals() -> socket.socket:
