@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from fcgi_pool.config import ConfigError, PoolConfig
-from fcgi_pool.listener import set_access, unlink_socket
+from fcgi_pool.listener import file_of, set_access, unlink_socket
 from fcgi_pool.lookup import socket_owner
 from fcgi_pool.prepare import open_listener
 from gateway.listeners import Listener
@@ -22,7 +22,8 @@ class PoolListeners:
         self._inherited = list(inherited)
         self._is_needed = is_needed
         self._all = list(self._inherited)
-        self._removed: list[Listener] = []
+        # Of each the file, as long as it is ours to remove. Another may be in its place: a manager makes a file anew.
+        self._files = {listener: file_of(listener.socket) for listener in self._all}
 
     @property
     def all(self) -> list[Listener]:
@@ -38,11 +39,12 @@ class PoolListeners:
         if not address:
             return None
         for listener in self._all:
-            if listener.address == address and listener not in self._removed:
+            if listener.address == address and self._has_file(listener):
                 self._renew(listener, config, key)
                 return listener
         listener = Listener(address, open_listener(config, key))
         self._all.append(listener)
+        self._files[listener] = file_of(listener.socket)
         return listener
 
     def _renew(self, listener: Listener, config: PoolConfig, key: str) -> None:
@@ -58,8 +60,7 @@ class PoolListeners:
     def withdraw(self, listeners: Iterable[Listener]) -> None:
         """Let nobody new come where nobody listens after these."""
         for listener in listeners:
-            if listener in self._all and listener not in self._removed and not self._is_elsewhere(listener):
-                self._removed.append(listener)
+            if listener in self._all and self._has_file(listener) and not self._is_elsewhere(listener):
                 unlink_socket(listener.socket)
 
     def close(self, listeners: Iterable[Listener]) -> None:
@@ -69,8 +70,7 @@ class PoolListeners:
         for listener in listeners:
             if listener in self._all:
                 self._all.remove(listener)
-                if listener in self._removed:
-                    self._removed.remove(listener)
+                del self._files[listener]
                 listener.leave()
 
     def unused(self, used: Iterable[Listener]) -> list[Listener]:
@@ -83,6 +83,11 @@ class PoolListeners:
         for listener in self._all:
             listener.leave()
         self._all.clear()
+        self._files.clear()
+
+    def _has_file(self, listener: Listener) -> bool:
+        """Whether who goes to the address comes to `listener`; at a TCP port that is so."""
+        return file_of(listener.socket) == self._files[listener]
 
     def _is_elsewhere(self, listener: Listener) -> bool:
         return listener in self._inherited and self._is_needed()

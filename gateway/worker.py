@@ -19,6 +19,7 @@ from typing import Protocol
 
 from fcgi_pool.listener import BACKLOG
 from fcgi_pool.process import die_with
+from gateway import diagnosis
 from gateway.access_log import AccessLog, refused_record
 from gateway.body import Body, start_disk_thread
 from gateway.body_stream import BodyStream
@@ -35,7 +36,6 @@ from gateway.error_log import ErrorLog
 from gateway.exchange import Exchange, renew_ids
 from gateway.fastcgi.backend import Backend
 from gateway.fastcgi.tokens import Share
-from gateway.fault import Fault
 from gateway.handlers.authorizer import Authorizer
 from gateway.handlers.basic_auth import BasicAuthGuard
 from gateway.handlers.cgi import CgiDirectory
@@ -281,8 +281,7 @@ class Worker:
         return None if length is None else BodyStream(length, exchange.body_has_room)
 
     def _body_failed(self, exchange: Exchange, error: OSError) -> None:
-        place = self.settings.named("--temp-dir")
-        exchange.fail(Fault(507, f"the body of the request could not be stored: {error.strerror}; see {place}"))
+        exchange.fail(diagnosis.not_stored(error, self.settings.named("--temp-dir")))
 
     def log_refused(self, client: str, refused: Refused, size: int, outcome: str) -> None:
         """Log what was no request."""
