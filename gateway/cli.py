@@ -12,12 +12,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from fcgi_pool.config import ConfigError, key_of
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import pool_command, recipes_below
+from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.check import report
 from gateway.config import ConfigFileError, effective, read_file
 from gateway.fastcgi.backend import resolve
@@ -217,7 +218,10 @@ def _mount(
     reuse = []
     for recipe in recipes:
         command = pool_command(recipe)
-        reuse.append((recipe, _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)))
+        server = _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)
+        # First, so that the user's own word wins.
+        pools[-1] = replace(pools[-1], directives=(*CATCHING, *pools[-1].directives))
+        reuse.append((recipe, server))
     return CgiMount(
         prefix,
         directory,

@@ -55,7 +55,7 @@ def exit_word(status: int) -> str:
 
 
 def not_stored(error: OSError, place: str) -> Fault:
-    """Return the fault for a request whose body could not be stored; `place` names what says where bodies are."""
+    """Return the fault for a request whose body could not be stored; `place`: what the user knows --temp-dir by."""
     words = f"the body of the request could not be stored: {error.strerror}"
     if error.errno in _SCARCE:
         return Fault(503, f"{words}. Raise the limit (ulimit -n), or lower max_programs", retry_after=5)

@@ -19,6 +19,7 @@ from gateway.generation import Generation
 from gateway.listeners import Listener
 from gateway.managers import GENERATIONS, Managers
 from gateway.parent import Parent
+from gateway.pool_listeners import PoolListeners
 from gateway.prepare import Prepared, prepare
 from gateway.privileges import AS_ROOT, own_logs
 from gateway.settings import Settings
@@ -52,7 +53,8 @@ class Master:
         self._log = ErrorLog(prepared.settings.error_log)
         self._parent = Parent(self._log)
         self._parent.listeners = self._all_listeners
-        self._managers = Managers(self._parent, sockets)
+        inherited = PoolListeners(predecessor.pool_listeners, lambda: predecessor.is_there)
+        self._managers = Managers(self._parent, sockets, inherited)
         self._current: Generation | None = None
         self._leaving: list[Generation] = []
         self._succession: Succession | None = None
@@ -88,6 +90,7 @@ class Master:
         found = [*self._served.listeners, *(self._predecessor.listeners if self._predecessor.is_there else ())]
         if self._succession:
             found += self._succession.prepared.listeners
+        found += self._managers.listeners.all
         return [listener.socket for listener in found]
 
     @property
@@ -261,6 +264,8 @@ class Master:
         if succession.is_first:
             self._say_ready("ready")
             self._predecessor.relieve(new.listeners)
+        if succession.generation:
+            self._managers.supersede(succession.generation.pools)
 
     def _say_ready(self, word: str) -> None:
         count = self._served.settings.workers
@@ -297,7 +302,9 @@ class Master:
 
     def _upgrade(self) -> None:
         try:
-            self._successor = Successor(self._parent, self._served.listeners, self._notifier)
+            self._successor = Successor(
+                self._parent, self._served.listeners, self._managers.listeners.all, self._notifier
+            )
         except OSError as error:
             self._log.error(f"upgrade failed: {error.strerror}; this program goes on")
             return
@@ -310,6 +317,7 @@ class Master:
         for listener in self._served.listeners:
             listener.leave()
         self._served.listeners.clear()
+        self._managers.hand_over()
         self._drain()
 
     # -- the end

@@ -61,6 +61,8 @@ class CgiMount:
     preload: tuple[str, ...] = ()
     # With "reuse": which pool runs the scripts of which interpreter.
     reuse: tuple[tuple[Recipe, FastCgiServer], ...] = ()
+    # A body goes to the program while it comes, and is not kept before the start.
+    stream_body: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class FastCgiMount:
     server: FastCgiServer
     env: tuple[tuple[str, str], ...] = ()
     pass_authorization: bool = True
+    stream_body: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class SiteMount:
     env: tuple[tuple[str, str], ...] = ()
     follow_links: bool = True
     pass_authorization: bool = True
+    stream_body: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from fcgi_pool.process import die_with
 from gateway import diagnosis
 from gateway.access_log import AccessLog, refused_record
 from gateway.body import Body, start_disk_thread
+from gateway.body_stream import BodyStream
 from gateway.cgi.launcher import Launcher
 from gateway.cgi.roll import Roll
 from gateway.clients.addresses import Trusted
@@ -273,6 +274,11 @@ class Worker:
         """Return what stores the body of `exchange`, which fails where that cannot be done."""
         on_error = partial(self._body_failed, exchange)
         return Body(self.loop, self.settings.temp_dir, on_complete, on_error, exchange.body_has_room)
+
+    def new_body_stream(self, exchange: Exchange) -> BodyStream | None:
+        """Return what passes the body of `exchange` on; None where its length is not known, or there is none."""
+        length = exchange.request.content_length
+        return None if length is None else BodyStream(length, exchange.body_has_room)
 
     def _body_failed(self, exchange: Exchange, error: OSError) -> None:
         exchange.fail(diagnosis.not_stored(error, self.settings.named("--temp-dir")))

@@ -12,7 +12,7 @@ from typing import Any
 from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import pool_command, recipes_below
+from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.clients.settings import ClientSettings
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
@@ -232,6 +232,8 @@ class _Builder:
         for name in ("warm", "preload", "kill_group"):
             if getattr(keys, name):
                 raise Mistake((*where, name), "goes with cgi alone")
+        if keys.stream_body and not keys.fastcgi:
+            raise Mistake((*where, "stream_body"), "goes with cgi or fastcgi, which are given bodies")
         if keys.redirect:
             return None
         if keys.listing and not (keys.root and not keys.fastcgi):
@@ -242,7 +244,7 @@ class _Builder:
         if not keys.root:
             if keys.extensions:
                 raise Mistake((*where, "extensions"), "goes with root: without it the whole prefix is one application")
-            return FastCgiMount(prefix, server, env, keys.pass_authorization)
+            return FastCgiMount(prefix, server, env, keys.pass_authorization, keys.stream_body)
         if not keys.extensions:
             raise Mistake((*where, "extensions"), 'missing: which files does fastcgi run? write, say, [".php"]')
         for at, extension in enumerate(keys.extensions):
@@ -251,8 +253,9 @@ class _Builder:
         root = self._existing((*where, "root"), keys.root)
         index, extensions = tuple(keys.index or ("index.php", "index.html")), tuple(keys.extensions)
         return SiteMount(
-            prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization
-        )
+            prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization,
+            keys.stream_body,
+        )  # fmt: skip
 
     def _static(self, where: Where, prefix: str, keys: RouteKeys) -> StaticMount:
         if keys.extensions:
@@ -270,6 +273,8 @@ class _Builder:
         warm = {True: "warm", False: "", "warm": "warm", "require": "require", "reuse": "reuse"}.get(keys.warm)
         if warm is None:
             raise Mistake((*where, "warm"), f'{keys.warm!r}: write true, "require" or "reuse"')
+        if keys.stream_body and warm == "reuse":
+            raise Mistake((*where, "stream_body"), "does not go with reuse, where a body is there before a script")
         if keys.preload and not warm:
             raise Mistake((*where, "preload"), "goes with warm, which keeps interpreters that have modules ready")
         for at, module in enumerate(keys.preload):
@@ -284,6 +289,7 @@ class _Builder:
             keys.kill_group,
             warm,
             tuple(keys.preload),
+            stream_body=keys.stream_body,
         )
         return replace(mount, reuse=self._reuse(where, mount)) if warm == "reuse" else mount
 
@@ -295,7 +301,7 @@ class _Builder:
             path = os.path.join(self._sockets, f"reuse-{len(self._more)}.sock")
             command = tuple(pool_command(recipe))
             server = FastCgiServer(name, Address(path=path), default_children())
-            self._more.append(self._checked(where, Pool(server, command, mount.env)))
+            self._more.append(self._checked(where, Pool(server, command, mount.env, CATCHING)))
             found.append((recipe, server))
         return tuple(found)
 

@@ -150,6 +150,11 @@ class Route(Struct, forbid_unknown_fields=True, kw_only=True):
     follow_links: Annotated[bool, _key("follow symbolic links", "disable_symlinks")] = True
     pass_authorization: Annotated[bool, _key("give the program the Authorization field")] = True
     kill_group: Annotated[bool, _key("with cgi: end what a program left in its process group")] = False
+    stream_body: Annotated[
+        bool,
+        _key("with cgi or fastcgi: a body whose length is known goes to the program while it comes",
+             "fastcgi_request_buffering off"),
+    ] = False  # fmt: skip
     authorizer: Annotated[
         str, _key("a FastCGI Authorizer, unix:PATH or tcp:HOST:PORT, that is asked first", "auth_request")
     ] = ""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from gateway import diagnosis
 from gateway.body import Body
+from gateway.body_stream import BodyStream
 from gateway.cgi import wire
 from gateway.cgi.locate import locate
 from gateway.cgi.output import BadOutput
 from gateway.cgi.process import is_ending
 from gateway.cgi.stderr import ErrorStream
+from gateway.cgi.stdin import StdinPipe
 from gateway.cgi.variables import Script, concerns_start, mount_variables, request_variables
 from gateway.exchange import Exchange
 from gateway.fault import Fault
@@ -81,7 +83,8 @@ class CgiRun:
 
     __slots__ = (
         "_bad_output", "_body", "_deadline", "_error_stream", "_exchange", "_home", "_listens_stderr", "_pid",
-        "_reads_stdout", "_redirects", "_relay", "_run_id", "_script", "_status", "_stdout", "_timer", "_worker",
+        "_reads_stdout", "_redirects", "_relay", "_run_id", "_script", "_status", "_stdin", "_stdout", "_stream",
+        "_timer", "_worker",
     )  # fmt: skip
 
     def __init__(self, home: CgiDirectory, exchange: Exchange, script: Script, redirects: int) -> None:
@@ -92,6 +95,8 @@ class CgiRun:
         self._redirects = redirects
         self._relay = Relay(home.worker, exchange, os.path.basename(script.filename).startswith(b"nph-"))
         self._body: Body | None = None
+        self._stream: BodyStream | None = None  # in place of it
+        self._stdin: StdinPipe | None = None
         self._run_id = 0
         self._pid = 0
         self._status: int | None = None  # the wait status, once it has been reaped
@@ -114,10 +119,12 @@ class CgiRun:
     # -- before the start
 
     def begin(self) -> None:
-        """Receive the request's body, then start."""
+        """Receive the request's body, then start; where it is passed on while it comes, start first."""
         exchange = self._exchange
         exchange.responder = self
-        if exchange.request.has_body:
+        if self._home.mount.stream_body:
+            self._stream = self._worker.new_body_stream(exchange)
+        if exchange.request.has_body and not self._stream:
             self._body = self._worker.new_body(exchange, self._submit)
             exchange.receive_body(self._body)
         else:
@@ -140,12 +147,13 @@ class CgiRun:
             self._over()
             exchange.fail(diagnosis.start_failed(self._script.filename, "exec", error.errno or 0))
             return
+        body = self._body or self._stream
         variables = request_variables(
             exchange.request,
             self._script,
             self._home.variables,
             exchange.variables,
-            self._body.length if self._body else None,
+            body.length if body else None,
             mount.pass_authorization and not (exchange.granted and exchange.granted.hides_authorization),
         )
         if exchange.granted:
@@ -161,6 +169,8 @@ class CgiRun:
         )
         if self._body:
             self._body.close()
+        elif self._stream:
+            exchange.receive_body(self._stream)
 
     def _warm(self) -> int:
         """Return the number of the mount whose warm interpreters may run it."""
@@ -176,6 +186,10 @@ class CgiRun:
         try:
             if self._body:
                 theirs.append(self._body.descriptor())
+            elif self._stream:
+                reading, writing = os.pipe()
+                theirs.append(reading)
+                self._stdin = StdinPipe(self._worker.readiness, writing, self._stream, self._took_input)
             for _ in range(2):
                 reading, writing = os.pipe()
                 ours.append(reading)
@@ -184,8 +198,18 @@ class CgiRun:
         except OSError:
             for descriptor in ours + theirs:
                 os.close(descriptor)
+            self._close_stdin()
             raise
         return ours, theirs
+
+    def _took_input(self) -> None:
+        """The program takes its input: it is not silent."""
+        if self._deadline != math.inf:
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
+
+    def _close_stdin(self) -> None:
+        if self._stdin:
+            self._stdin.close()
 
     # -- what the launcher tells
 
@@ -221,6 +245,7 @@ class CgiRun:
         self._give_up(Fault(502, f"{self._name} was lost: the process that starts programs died"))
 
     def _give_up(self, fault: Fault) -> None:
+        self._close_stdin()
         self._close_stdout()
         self._close_stderr()
         self._over()
@@ -235,6 +260,7 @@ class CgiRun:
         self._status = status
         self._deadline = math.inf
         self._cancel_timer()
+        self._close_stdin()
         self._close_stderr()
         self._relay.is_last = True
         self._read_last()
@@ -275,10 +301,13 @@ class CgiRun:
             return False
         if not data:
             self._close_stdout()
-            if self._status is None:
-                self._deadline = math.inf
-            else:
+            if self._status is not None:
                 self._over()
+            elif self._stdin and self._stdin.is_open:
+                # If the client has its answer before its body has come whole, the rest of that never comes.
+                self._deadline = self._worker.now() + self._exchange.timeouts.script
+            else:
+                self._deadline = math.inf
             self._settle()
             return False
         if self._status is None and not self._exchange.is_ended:
@@ -390,6 +419,9 @@ class CgiRun:
     def sweep(self, now: float) -> None:
         """Act if the deadline has passed; called some times a second."""
         if now < self._deadline:
+            return
+        if self._stdin and self._stdin.awaits_client:
+            self._deadline = now + self._exchange.timeouts.script  # it is the client who is silent
             return
         self._deadline = math.inf
         exchange = self._exchange
