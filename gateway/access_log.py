@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 
-from gateway.http.message import Request
+from gateway.http.message import Refused, Request
 from gateway.log_file import LogFile, escape
 
 
@@ -83,6 +83,13 @@ def _origin(request: Request) -> tuple[str, str]:
 
 # Records that gather before they are written, at most. Formatted one after the other they cost less each.
 _BATCH = 64
+
+
+def refused_record(client: str, refused: Refused, size: int, outcome: str) -> Record:
+    """Return the record of what was no request."""
+    record = Record(client, None, "-")
+    record.status, record.bytes, record.outcome, record.duration = refused.status, size, outcome, 1e-6
+    return record
 
 
 class AccessLog:

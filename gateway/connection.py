@@ -14,13 +14,13 @@ import termios
 from typing import TYPE_CHECKING, cast
 
 from gateway import pages
-from gateway.access_log import Record
 from gateway.clients.peer import Peer
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.message import END, Data, Refused, Request
 from gateway.http.response import CONTINUE, METHODS, REASONS, encode_head, encode_start
 from gateway.readiness import WRITING
+from gateway.tls.transport import TlsTransport
 
 if TYPE_CHECKING:
     from gateway.worker import Worker
@@ -188,7 +188,10 @@ class Connection(asyncio.Protocol):
         self._lingers = False
         self.persists = False
         self._exchange = Exchange(self, request, self._worker)
-        self._worker.answer(self._exchange)
+        self._answer(self._exchange)
+
+    def _answer(self, exchange: Exchange) -> None:
+        self._worker.answer(exchange)
 
     def receive_body(self) -> None:
         """Read the current request's body into its exchange's `Body`."""
@@ -277,6 +280,14 @@ class Connection(asyncio.Protocol):
         """Answer nothing after the current request: it was malformed, and what follows it may be, too."""
         self._lingers = True
 
+    def cut_off(self) -> None:
+        """The response ends before its end: close, so that the client sees it. A request that is on its way must not
+        bring a reset over what the client has yet to read."""
+        self.persists = False
+        self._lingers = True
+        if isinstance(self._transport, TlsTransport):
+            self._transport.is_cut_off = True
+
     def send(self, data: bytes) -> None:
         """Write to the client."""
         if self._transport:
@@ -292,7 +303,7 @@ class Connection(asyncio.Protocol):
     @property
     def can_send_files(self) -> bool:
         """Whether the kernel can send a file by itself."""
-        return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
+        return self._transport is not None and not isinstance(self._transport, TlsTransport)
 
     def send_file(self, head: bytes, descriptor: int, begin: int, most: int, left: int) -> int | None:
         """Write `head`, then sendfile(2) up to `most` of the `left` bytes of a file; see `Exchange.send_file`.
@@ -486,10 +497,3 @@ def _has_hung_up(transport: asyncio.Transport) -> bool:
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
-
-
-def refused_record(client: str, refused: Refused, size: int, outcome: str) -> Record:
-    """Return the access log's record of what was no request."""
-    record = Record(client, None, "-")
-    record.status, record.bytes, record.outcome, record.duration = refused.status, size, outcome, 1e-6
-    return record
