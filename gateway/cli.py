@@ -394,7 +394,7 @@ def _size(option: str, text: str) -> int:
 
 def _timeouts(options: argparse.Namespace) -> Timeouts:
     given = {}
-    for name in ("header", "body", "send", "keepalive", "script", "queue", "kill", "stop"):
+    for name in ("header", "body", "send", "keepalive", "handshake", "script", "queue", "kill", "stop"):
         text = getattr(options, f"{name}_timeout")
         if text is None:
             continue

@@ -96,6 +96,7 @@ def _add_clients(add: _Add) -> None:
     add("--header-timeout", metavar="SECONDS", help="a request's head must be complete within (default 20)")
     add("--body-timeout", metavar="SECONDS", help="longest stall of a request's body (default 60)")
     add("--send-timeout", metavar="SECONDS", help="longest time a client takes nothing (default 60)")
+    add("--handshake-timeout", metavar="SECONDS", help="a TLS handshake must be done within (default 20)")
     add("--keepalive-timeout", metavar="SECONDS", help="longest pause between two requests (default 75)")
 
 

@@ -134,7 +134,7 @@ class _Builder:
 
     def _timeouts(self, document: Document) -> Timeouts:
         given = {}
-        for name in ("header", "body", "send", "keepalive", "script", "queue", "kill", "stop"):
+        for name in ("header", "body", "send", "keepalive", "handshake", "script", "queue", "kill", "stop"):
             where: Where = ("server", f"{name}_timeout")
             given[name] = _read(where, seconds, getattr(document.server, f"{name}_timeout"))
             if not given[name]:

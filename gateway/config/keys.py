@@ -48,6 +48,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     body_timeout: Annotated[Seconds, _key("longest stall of a request's body", "client_body_timeout")] = 60
     send_timeout: Annotated[Seconds, _key("longest time in which a client takes nothing", "send_timeout")] = 60
     keepalive_timeout: Annotated[Seconds, _key("longest pause between two requests", "keepalive_timeout")] = 75
+    handshake_timeout: Annotated[Seconds, _key("the TLS handshake", "client_header_timeout")] = 20
     script_timeout: Annotated[Seconds, _key("longest silence of a program", "fastcgi_read_timeout")] = 60
     queue_timeout: Annotated[Seconds, _key("longest wait for a place to be served in")] = 30
     kill_timeout: Annotated[Seconds, _key("from TERM to KILL for a program that is ended")] = 3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import ssl
 import time
@@ -16,6 +17,12 @@ from dataclasses import dataclass
 from gateway.settings import KeyPair, Tls
 from gateway.tls.x509 import X509, BadCertificate, parse_certificate, pem_certificates
 
+# Reasons of OpenSSL's at its level of security, 2, which is the standard library's.
+_WEAK = {
+    "EE_KEY_TOO_SMALL": "the key is weak; take RSA of 2048 bits or EC",
+    "CA_MD_TOO_WEAK": "a signature is of MD5 or SHA-1; have the certificate made anew",
+    "CA_KEY_TOO_SMALL": "the key of an authority is weak; take another",
+}
 # The files are looked at so often, in seconds.
 _LOOK = 1.0
 # A file written to so lately, in seconds, may be written to again without a change of its times.
@@ -23,6 +30,7 @@ _FRESH = 2.0
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN (?:RSA |EC |DSA |ENCRYPTED )?PRIVATE KEY-----")
 _ENCRYPTED = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: 4,ENCRYPTED", re.MULTILINE)
+
 
 
 class TlsError(ValueError):
@@ -62,11 +70,12 @@ def read_pair(pair: KeyPair, number: int = 0) -> Certificate:
         load_pem(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pem)
         leaf = parse_certificate(pem_certificates(chain)[0])
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        if error.reason in ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
             words = f"the key is not that of the certificate in {pair.certificate}; name the pair that belongs together"
             raise TlsError("key", pair.key, words, number) from None
         why = (error.reason or str(error)).lower().replace("_", " ")
-        words = f"no certificate with its private key that OpenSSL takes ({why})"
+        how = _WEAK.get(error.reason or "", "name a PEM file")
+        words = f"no certificate with its private key that OpenSSL takes ({why}); {how}"
         raise TlsError("certificate", pair.certificate, words, number) from None
     except (BadCertificate, IndexError) as error:
         raise TlsError("certificate", pair.certificate, str(error), number) from None
@@ -101,8 +110,18 @@ def _read(field: str, path: str, number: int) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        who = f" for uid {os.geteuid()}" if isinstance(error, PermissionError) else ""
-        raise TlsError(field, path, f"{error.strerror}{who}; name a readable PEM file", number) from None
+        if isinstance(error, PermissionError):
+            words = f"{error.strerror} for {_who_we_are()}; it is read by who starts the server, not by its user"
+        else:
+            words = f"{error.strerror}; name a readable PEM file"
+        raise TlsError(field, path, words, number) from None
+
+
+def _who_we_are() -> str:
+    try:
+        return f"{pwd.getpwuid(os.geteuid()).pw_name} (uid {os.geteuid()})"
+    except KeyError:
+        return f"uid {os.geteuid()}"
 
 
 class Credentials:

@@ -46,9 +46,6 @@ _ATTRIBUTES = {
 _RSA = "1.2.840.113549.1.1.1"
 _KEYS = {_RSA: "RSA", "1.2.840.113549.1.1.10": "RSA", "1.2.840.10045.2.1": "EC", "1.3.101.112": "Ed25519",
          "1.3.101.113": "Ed448", "1.2.840.10040.4.1": "DSA"}  # fmt: skip
-_WEAK_SIGNATURES = {
-    "1.2.840.113549.1.1.4": "MD5", "1.2.840.113549.1.1.5": "SHA-1", "1.2.840.10045.4.1": "SHA-1",
-}  # fmt: skip
 
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
@@ -62,7 +59,7 @@ class X509:
     """A certificate. `names` are its DNS names in lower case, `addresses` how many IP addresses it is for.
 
     `subject` and `issuer` are as RFC 2253 writes them, the serial number as hexadecimal digits. `key_size` is in bits,
-    0 where it says nothing; `weak_digest` names a digest of its signature that is not to be relied on, else ''.
+    0 where its kind says it.
     """
 
     der: bytes = field(repr=False)
@@ -75,7 +72,6 @@ class X509:
     addresses: int
     key: str
     key_size: int
-    weak_digest: str
 
 
 def pem_certificates(pem: bytes) -> list[bytes]:
@@ -97,7 +93,7 @@ def parse_certificate(der: bytes) -> X509:
 
 
 def _certificate(der: bytes) -> X509:
-    tbs, algorithm, _ = _children(_only(der, _SEQUENCE))
+    tbs, _, _ = _children(_only(der, _SEQUENCE))
     parts = list(_elements(tbs[1]))
     if parts[0][0] == _VERSION:
         del parts[0]
@@ -116,7 +112,6 @@ def _certificate(der: bytes) -> X509:
         addresses,
         kind,
         size,
-        _WEAK_SIGNATURES.get(_oid(_children(algorithm[1])[0][1]), ""),
     )
 
 
