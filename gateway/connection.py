@@ -468,7 +468,8 @@ class Connection(asyncio.Protocol):
             self._phase = Phase.CLOSING
             self._note_waiting()
             self._deadline = self._worker.now() + self._worker.settings.timeouts.send
-            self._transport.close()
+            # Not in this turn: asyncio ends a transport twice that is closed while it says that it takes more.
+            self._worker.loop.call_soon(self._transport.close)
 
     def _abort(self) -> None:
         if self._transport:
