@@ -256,8 +256,8 @@ class Master:
             self._leaving.append(before)
             self._closing, self._closing_until = before, time.monotonic() + _CLOSING
         # One that is kept may speak TLS from now on, or no longer.
-        known = [] if succession.is_first else [one for one in old.listeners if old.url(one) == new.url(one)]
-        self._announce([one for one in new.listeners if one not in known])
+        known = [] if succession.is_first else [one for one in old.listeners if one in new.listeners]
+        self._announce([one for one in new.listeners if one not in known or old.url(one) != new.url(one)])
         if not os.geteuid() and not new.settings.account:
             self._log.warning(AS_ROOT)
         if succession.is_first:

@@ -151,7 +151,8 @@ def test_who_has_none_and_needs_one_is_told(serve, directory, authority):
 def test_clients_behind_a_proxy_have_no_certificate(serve, directory, authority):
     """What a proxy shows of itself is not its clients'."""
     pair, own = authority.issue("localhost"), authority.issue(subject="/CN=proxy")
-    options = ["--tls-client-ca", str(authority.certificate), "--tls-verify-client", "require", "--real-ip", "127.0.0.1"]
+    options = ["--tls-client-ca", str(authority.certificate), "--tls-verify-client", "require"]
+    options += ["--real-ip", "127.0.0.1"]
     server = serve(*pair.options, *options, cgi_dir=directory)
     context = client_context(authority.certificate, own=own)
     env = told(asked(server, "/cgi-bin/env", "X-Forwarded-For: 192.0.2.1", context=context))

@@ -84,9 +84,9 @@ def test_openssl_resumes(serve, who, certificate, tmp_path, option):
 
     def ask(*more):
         command = ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", option, "-ign_eof", *map(str, more)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as peer:
-            said = peer.communicate(request("/cgi-bin/who", close=True), support.PATIENCE)[0]
-        return said.decode()
+        asks = request("/cgi-bin/who", close=True)
+        ended = subprocess.run(command, input=asks, capture_output=True, check=False, timeout=support.PATIENCE)
+        return ended.stdout.decode()
 
     assert "Initial TLSv1" in ask("-sess_out", file)
     for _ in range(4):
