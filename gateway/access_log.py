@@ -167,8 +167,8 @@ class AccessLog:
             f'"user": {_text(record.user)}, "method": "{method}", "target": {_text(target)}, "protocol": "{protocol}", '
             f'"status": {record.status}, "bytes": {record.bytes}, "referer": {_text(referer)}, '
             f'"agent": {_text(agent)}, "id": "{record.id}", "duration": {record.duration:.6f}, '
-            f'"pid": {record.pid or "null"}, "cpu": {f"{record.cpu:.6f}" if record.pid else "null"}, "memory": {record.memory or "null"}, '
-            f'"exit": {_text(record.exit)}, "outcome": "{record.outcome}"}}\n'
+            f'"pid": {record.pid or "null"}, "cpu": {f"{record.cpu:.6f}" if record.pid else "null"}, '
+            f'"memory": {record.memory or "null"}, "exit": {_text(record.exit)}, "outcome": "{record.outcome}"}}\n'
         )
 
     def _for_terminal(self, record: Record) -> str:
