@@ -54,6 +54,14 @@ def exit_word(status: int) -> str:
     return str(os.WEXITSTATUS(status))
 
 
+def not_stored(error: OSError) -> Fault:
+    """Return the fault for a request whose body could not be stored."""
+    words = f"the body of the request could not be stored: {error.strerror}"
+    if error.errno in _SCARCE:
+        return Fault(503, f"{words}. Raise the limit (ulimit -n), or lower --max-programs", retry_after=5)
+    return Fault(507, f"{words}; see --temp-dir")
+
+
 def start_failed(path: bytes, phase: str, error: int) -> Fault:
     """Return the fault for a program that could not be started: `phase` is ``chdir`` or ``exec``, `error` its errno."""
     name = os.fsdecode(path)

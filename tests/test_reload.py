@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, clients_of, descriptors_at, request, site, tcp_sockets
+from tests.reload_support import Load, clients_of, descriptors_at, request, site, tcp_sockets, workers_of
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def workers(served):
     found: list[int] = []
 
     def trouble():
-        found[:] = served.workers_of(served.master)
+        found[:] = workers_of(served.master)
         return "" if len(found) == served.workers else str(found)
 
     support.wait_until(trouble)
@@ -129,7 +129,7 @@ def test_the_number_of_workers_changes(serve):
     for served.workers in (3, 1):
         served.reload()
         assert served.ask()[2] == "first"
-        misbehaviour.wait_for(lambda: len(served.workers_of(served.master)) == served.workers)
+        misbehaviour.wait_for(lambda: len(workers_of(served.master)) == served.workers)
         misbehaviour.wait_for(lambda: len(support.children(served.master)) == 2 * served.workers)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, request, site
+from tests.reload_support import Load, request, site, workers_of
 from tests.test_reload import free_port
 
 
@@ -88,7 +88,7 @@ def test_the_new_program_takes_over(serve, gate, tmp_path):
 
 def test_who_waits_in_the_queue_is_served_by_the_new_program(serve):
     served = serve()
-    (worker,) = [pid for pid in support.children(served.master) if pid in served.workers_of(served.master)]
+    (worker,) = [pid for pid in support.children(served.master) if pid in workers_of(served.master)]
     os.kill(worker, signal.SIGSTOP)
     try:
         with served.server.socket() as client:

@@ -100,9 +100,7 @@ class FastCgiRun:
             self._submit()
 
     def _body_failed(self, error: OSError) -> None:
-        self._exchange.fail(
-            Fault(507, f"the body of the request could not be stored: {error.strerror}; see --temp-dir")
-        )
+        self._exchange.fail(diagnosis.not_stored(error))
 
     def _submit(self) -> None:
         self._worker.runs.add(self)
