@@ -179,7 +179,9 @@ class Entrance:
         return RefusingConnection(self._worker, arrival.peer, PLAIN_TO_TLS)
 
     def lose(self, arrival: _Arrival, why: str) -> None:
-        """One does not come; its socket is closed."""
+        """One does not come; its socket is closed. Once is enough: what was counted is given back."""
+        if arrival not in self._coming and arrival not in self._leaving:
+            return
         self._has_come(arrival)
         if why and self._worker.settings.debug:
             self._worker.error_log.notice(f"{arrival.peer.address}: no TLS was agreed: {why}")

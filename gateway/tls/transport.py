@@ -34,18 +34,19 @@ class Host(Protocol):
 
 
 class TlsTransport(asyncio.Protocol):
-    """The protocol of a socket's transport, and the transport of the protocol above it."""
+    """The protocol of a socket's transport, and the transport of the protocol above it. `secured`: what was agreed."""
 
     __slots__ = (
-        "_has_said_goodbye", "_host", "_incoming", "_is_corked", "_is_paused", "_outgoing", "_protocol", "_raw", "_tls",
-        "_why", "is_cut_off",
+        "_contexts", "_has_said_goodbye", "_host", "_incoming", "_is_corked", "_is_paused", "_outgoing", "_protocol",
+        "_raw", "_why", "is_cut_off", "secured",
     )  # fmt: skip
 
     def __init__(self, contexts: ServerContexts, host: Host) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         # Those who connect and say nothing cost no more than this.
-        self._tls: TlsObject | ServerContexts = contexts
+        self._contexts: ServerContexts | None = contexts
+        self.secured: TlsObject
         self._host = host
         self._raw: asyncio.Transport
         self._protocol: asyncio.Protocol | None = None
@@ -99,17 +100,18 @@ class TlsTransport(asyncio.Protocol):
             self._deliver()
 
     def _shake_hands(self, data: bytes) -> None:
-        if isinstance(self._tls, ServerContexts):
+        if self._contexts:
             if data[0] != _HANDSHAKE and (data[:1].isalpha() or data[0] in b"\r\n"):
                 protocol = self._host.is_plain()
                 self._raw.set_protocol(protocol)
                 protocol.connection_made(self._raw)
                 protocol.data_received(data)
                 return
-            self._tls = self._tls.new_object(self._incoming, self._outgoing)
+            self.secured = self._contexts.new_object(self._incoming, self._outgoing)
+            self._contexts = None
         self._incoming.write(data)
         try:
-            self._tls.do_handshake()
+            self.secured.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
             return
@@ -146,12 +148,6 @@ class TlsTransport(asyncio.Protocol):
         """The client said that it sends no more."""
         if not protocol.eof_received():
             self.close()
-
-    @property
-    def secured(self) -> TlsObject:
-        """What was agreed."""
-        assert isinstance(self._tls, TlsObject)
-        return self._tls
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -240,4 +236,4 @@ class TlsTransport(asyncio.Protocol):
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         """See asyncio; ``ssl_object`` is what speaks TLS."""
-        return self._tls if name == "ssl_object" else self._raw.get_extra_info(name, default)
+        return self.secured if name == "ssl_object" else self._raw.get_extra_info(name, default)
