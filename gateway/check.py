@@ -10,12 +10,18 @@ from gateway.cgi.warm.shebang import recipe_for
 from gateway.clients.settings import ClientSettings
 from gateway.diagnosis import interpreter_trouble
 from gateway.settings import CgiMount, FastCgiMount, Route, Settings, SiteMount, StaticMount
+from gateway.tls.report import certificate_report
 
 
 def report(settings: Settings) -> int:
-    """Print what `settings` would serve; return 0, or 1 if a program would fail."""
-    for address in settings.listen:
-        print(f"listen   {address}")
+    """Print what `settings` would serve; return 0, or 1 if a program or a certificate would fail."""
+    tls = settings.tls
+    for address in settings.addresses:
+        speaks = tls and not address.path and (not tls.listen or address in tls.listen)
+        print(f"listen   {address}{', TLS' if speaks else ''}")
+    lines, refused = certificate_report(tls) if tls else ([], 0)
+    for words in lines:
+        print(words)
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
     for words in _limits(settings.clients):
         print(words)
@@ -40,8 +46,13 @@ def report(settings: Settings) -> int:
         for mount in settings.mounts
         if isinstance(mount, CgiMount)
     )
-    print(f"{troubles} of the programs would fail" if troubles else "all well")
-    return 1 if troubles else 0
+    if refused:
+        print(f"{refused} of the certificates would be refused")
+    if troubles:
+        print(f"{troubles} of the programs would fail")
+    if not troubles and not refused:
+        print("all well")
+    return 1 if troubles or refused else 0
 
 
 def _own(route: Route) -> str:

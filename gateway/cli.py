@@ -43,11 +43,10 @@ from gateway.settings import (
     Settings,
     SiteMount,
     Timeouts,
-    Tls,
 )
 from gateway.static_options import static_mounts
 from gateway.systemd import Notifier, given_descriptors
-from gateway.tls import TlsError, server_context
+from gateway.tls.options import plain, tls_of
 from gateway.trial import run_all
 from gateway.upgrade import Predecessor
 from gateway.usage import UsageError
@@ -137,14 +136,16 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
-    listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
-    _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])
+    tls = tls_of(options)
+    listen = [_address(text) for text in options.listen or ([] if tls and tls.listen else [DEFAULT_LISTEN])]
+    for option, addresses in (("--listen", listen), ("--tls-listen", tls.listen if tls else ())):
+        _refuse_duplicates(option, [str(address) for address in addresses if address.path or address.port])
     for option in ("http", "loop"):
         _installed(option, getattr(options, option))
     if options.temp_dir and not (os.path.isdir(options.temp_dir) and os.access(options.temp_dir, os.W_OK)):
         raise UsageError(f"--temp-dir {options.temp_dir}: no directory that can be written to; create it, or name one")
     return Settings(
-        listen=tuple(listen),
+        listen=plain(listen, tls),
         routes=tuple(Route(mount.prefix, mount) for mount in mounts),
         shows_index=True,
         pools=tuple(for_account(pool, account) for pool in pools),
@@ -160,11 +161,11 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         log_format=options.log_format,
         pid_file=options.pid_file,
         temp_dir=os.path.abspath(options.temp_dir) if options.temp_dir else "",
-        tls=_tls(options.tls_cert, options.tls_key),
+        tls=tls,
         max_programs=_count("--max-programs", options.max_programs),
         timeouts=_timeouts(options),
         limits=Limits(body=_size("--max-body", options.max_body)),
-        clients=client_settings(options, listen, _prefix),
+        clients=client_settings(options, [*listen, *(tls.listen if tls else ())], _prefix),
     )
 
 
@@ -397,7 +398,7 @@ def _size(option: str, text: str) -> int:
 
 def _timeouts(options: argparse.Namespace) -> Timeouts:
     given = {}
-    for name in ("header", "body", "send", "keepalive", "script", "queue", "kill", "stop"):
+    for name in ("header", "body", "send", "keepalive", "handshake", "script", "queue", "kill", "stop"):
         text = getattr(options, f"{name}_timeout")
         if text is None:
             continue
@@ -407,15 +408,3 @@ def _timeouts(options: argparse.Namespace) -> Timeouts:
         given[name] = float(text)
     return Timeouts(**given)
 
-
-def _tls(certificate: str, key: str) -> Tls | None:
-    if not certificate:
-        if key:
-            raise UsageError(f"--tls-key {key}: there is no certificate; name it by --tls-cert")
-        return None
-    files = Tls(os.path.abspath(certificate), os.path.abspath(key or certificate))
-    try:
-        server_context(files)
-    except TlsError as error:
-        raise UsageError(str(error)) from None
-    return files

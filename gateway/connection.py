@@ -19,6 +19,7 @@ from gateway.http.message import END, Data, Refused, Request
 from gateway.http.response import CONTINUE
 from gateway.phase import Phase
 from gateway.readiness import WRITING, has_hung_up, has_input
+from gateway.tls.transport import TlsTransport
 
 if TYPE_CHECKING:
     from gateway.worker import Worker
@@ -39,8 +40,6 @@ _LOST = frozenset(
     (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
      errno.ENETDOWN, errno.ENOTCONN)
 )  # fmt: skip
-
-
 _ANSWERING = (Phase.ANSWER, Phase.BODY)
 
 
@@ -49,8 +48,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_awaits_room", "_deadline", "_exchange", "_in_loop", "_is_narrow", "_is_told", "_is_watched", "_lingered",
-        "_lingers",
-        "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_worker",
+        "_lingers", "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_worker",
         "is_congested", "peer", "persists", "timeouts",
     )  # fmt: skip
 
@@ -191,7 +189,10 @@ class Connection(asyncio.Protocol):
         self.persists = False
         self.timeouts = self._worker.settings.timeouts
         self._exchange = Exchange(self, request, self._worker)
-        self._worker.answer(self._exchange)
+        self._answer(self._exchange)
+
+    def _answer(self, exchange: Exchange) -> None:
+        self._worker.answer(exchange)
 
     def limit_body(self, most: int) -> None:
         """Let the current request's body, none of which has been read, have `most` bytes."""
@@ -283,13 +284,20 @@ class Connection(asyncio.Protocol):
         """Whether the connection can serve another request after this one."""
         if not request.keep_alive or self._unread_body or self._lingers:
             return False
-        worker = self._worker
         # A worker that drains still answers what was here before; the last answer says that it is the last.
-        return not worker.is_draining or (self._reader.has_begun and worker.takes_more)
+        return not self._worker.is_draining or (self._reader.has_begun and self._worker.takes_more)
 
     def refuse_more(self) -> None:
         """Answer nothing after the current request: it was malformed, and what follows it may be, too."""
         self._lingers = True
+
+    def cut_off(self) -> None:
+        """The response ends before its end: close, so that the client sees it. A request that is on its way must not
+        bring a reset over what the client has yet to read."""
+        self.persists = False
+        self._lingers = True
+        if isinstance(self._transport, TlsTransport):
+            self._transport.is_cut_off = True
 
     def send(self, data: bytes) -> None:
         """Write to the client."""
@@ -306,7 +314,7 @@ class Connection(asyncio.Protocol):
     @property
     def can_send_files(self) -> bool:
         """Whether the kernel can send a file by itself."""
-        return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
+        return self._transport is not None and not isinstance(self._transport, TlsTransport)
 
     def send_file(self, head: bytes, descriptor: int, begin: int, most: int, left: int) -> int | None:
         """Write `head`, then sendfile(2) up to `most` of the `left` bytes of a file; see `Exchange.send_file`.
@@ -407,8 +415,7 @@ class Connection(asyncio.Protocol):
         """Answer what is no request."""
         outcome = "timeout" if refused.status == 408 else "refused"
         head, page = pages.refusal(refused, refused.reason if self._worker.settings.debug else "")
-        if self._reader.is_for_head:
-            page = b""
+        page = b"" if self._reader.is_for_head else page
         self.send(head + page)
         self._worker.log_refused(self.peer.address, refused, len(page), outcome)
         self._linger()
@@ -464,8 +471,7 @@ class Connection(asyncio.Protocol):
             self._close_transport(transport)
 
     def _close_transport(self, transport: asyncio.Transport) -> None:
-        # A transport of asyncio that is closed while it tells that there is room, with nothing left to write, would
-        # close twice.
+        # A transport of asyncio that is closed while it tells that there is room would close twice.
         if self._is_told:
             self._worker.loop.call_soon(transport.close)
         else:

@@ -342,9 +342,7 @@ class Exchange:
             return
         self.record.outcome = outcome
         self._start = None
-        self._connection.persists = False
-        # A request that is on its way must not bring a reset over what the client has yet to read.
-        self._connection.refuse_more()
+        self._connection.cut_off()
         self._finish()
 
     def respond_whole(self, status: int, start: Start, body: bytes) -> None:
@@ -385,7 +383,7 @@ class Exchange:
             return
         if fault.status == 400 or fault.closes:
             self._connection.refuse_more()
-        words = fault.words if self.worker.settings.debug else ""
+        words = fault.words if self.worker.settings.debug or fault.is_public else ""
         page = pages.error_page(fault.status, REASONS.get(fault.status, b""), self.id, words)
         fields = list(_HTML)
         if fault.retry_after:

@@ -25,13 +25,14 @@ from gateway.fastcgi.tokens import Share, Tokens
 from gateway.managers import GENERATIONS, Managed
 from gateway.parent import Child, Parent, end_in_words, send_signal
 from gateway.settings import CgiMount, FastCgiServer, Settings
+from gateway.tls.share import TlsShare
 
 # From TERM until what is left is killed, beyond the programs' own time, in seconds.
 _STOP_GRACE = 2.0
 
 
 class Generation:
-    """The processes that serve `settings` on `listeners`, with the pools `pools`.
+    """The processes that serve `settings` on `listeners`, with the pools `pools`, and TLS where `tls` says.
 
     `before`: the tokens of the generation that these share the FastCGI servers with.
     """
@@ -43,8 +44,10 @@ class Generation:
         listeners: list[socket.socket],
         pools: list[Managed],
         before: Mapping[FastCgiServer, Tokens],
+        tls: TlsShare | None,
     ) -> None:
         self.settings = settings
+        self._tls = tls
         self.pools = pools
         self.tokens = _tokens(settings, pools, before)
         self._parent = parent
@@ -139,7 +142,8 @@ class Generation:
         """When something has to be done, `time.monotonic()` seconds."""
         if self._ending:
             return self._end_by
-        return min((child.restart_at for child in self._children if child.restart_at), default=float("inf"))
+        dues = [child.restart_at for child in self._children if child.restart_at]
+        return min([*dues, self._tls.credentials.due if self._tls else float("inf")])
 
     def act(self, now: float) -> None:
         """Do what is due."""
@@ -154,6 +158,7 @@ class Generation:
         for child in self._children:
             if child.restart_at and now >= child.restart_at:
                 self._start(child)
+        self._look_at_certificates(now)
 
     # -- children
 
@@ -167,6 +172,17 @@ class Generation:
             if child.control:
                 with contextlib.suppress(OSError):
                     child.control.send(message)
+
+    def _look_at_certificates(self, now: float) -> None:
+        """Have the workers show other certificates if there are any in the files."""
+        if self._tls and self._tls.credentials.look(now, self._log.error):
+            with os.fdopen(os.memfd_create("certificates", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+                file.write(self._tls.credentials.encode())
+                for child in self._workers:
+                    if child.control:
+                        with contextlib.suppress(OSError):
+                            socket.send_fds(child.control, [front.CERTIFICATES], [file.fileno()])
+            self._log.notice("certificates: the files have changed, new connections get what is in them now")
 
     def reaped(self, pid: int, status: int) -> bool:
         """Take the end of a process; return whether it was of this generation."""
@@ -265,8 +281,8 @@ class Generation:
         places = self._places[number]
         shares = {server: Share(tokens, places[server]) for server, tokens in self.tokens.items()}
         counted = ClientShare(self._clients, number) if self._clients else None
-        parent = self._parent.pid
-        front.run_worker(self.settings, self._listeners, control, roll, shares, parent, self._actual, counted)
+        parent, actual = self._parent.pid, self._actual
+        front.run_worker(self.settings, self._listeners, control, roll, shares, parent, actual, counted, self._tls)
 
     def _be_spawner(self, to_worker: socket.socket, worker_end: socket.socket, roll: Roll) -> None:
         # While anybody but the worker holds the worker's end, its death would not be seen.

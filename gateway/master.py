@@ -197,7 +197,7 @@ class Master:
     def _reload(self) -> None:
         try:
             settings = self._reread()
-            prepared = prepare(settings, self._served.listeners)
+            prepared = prepare(settings, self._served.listeners, self._served.credentials)
         except (ValueError, OSError) as error:
             self._not_reloaded(str(error))
         except Exception:
@@ -253,12 +253,14 @@ class Master:
         if before:
             for listener in old.listeners:
                 if listener not in new.listeners:
-                    self._log.say(f"no longer listening on {self._url(listener, old.settings)}")
+                    self._log.say(f"no longer listening on {old.url(listener)}")
                     listener.close()
             before.drain()
             self._leaving.append(before)
             self._closing, self._closing_until = before, time.monotonic() + _CLOSING
-        self._announce([one for one in new.listeners if succession.is_first or one not in old.listeners])
+        # One that is kept may speak TLS from now on, or no longer.
+        known = [] if succession.is_first else [one for one in old.listeners if one in new.listeners]
+        self._announce([one for one in new.listeners if one not in known or old.url(one) != new.url(one)])
         if not os.geteuid() and not new.settings.account:
             self._log.warning(AS_ROOT)
         if succession.is_first:
@@ -287,12 +289,7 @@ class Master:
 
     def _announce(self, listeners: list[Listener]) -> None:
         for listener in listeners:
-            self._log.say(f"listening on {self._url(listener, self._served.settings)}")
-
-    @staticmethod
-    def _url(listener: Listener, settings: Settings) -> str:
-        scheme = "" if listener.url.startswith("unix:") else "https:" if settings.tls else "http:"
-        return scheme + listener.url
+            self._log.say(f"listening on {self._served.url(listener)}")
 
     def _tell_ready(self, status: str) -> None:
         if self._current and not self._stopping:

@@ -178,8 +178,8 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
-    """Files of the server's certificate chain and private key, PEM."""
+class KeyPair:
+    """Files of a certificate chain and of its private key, PEM; both may be the same file."""
 
     certificate: str
     key: str
@@ -192,6 +192,23 @@ _KEYS = {
     "--warm require": 'warm = "require"',
     "--auth": "auth",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS as the server speaks it.
+
+    `pairs`: a client that asks for no host, or for none that a certificate is for, is shown the first. `listen`: where
+    TLS is spoken, beside the addresses of the settings; none: on all of those that are TCP. `minimum`: the lowest
+    version, "1.2" or "1.3". `verify_client`: whether clients are asked for a certificate that the authorities in the
+    file `client_ca` have signed: "off", "optional", "require".
+    """
+
+    pairs: tuple[KeyPair, ...]
+    listen: tuple[Address, ...] = ()
+    minimum: str = "1.2"
+    client_ca: str = ""
+    verify_client: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +254,11 @@ class Settings:
         if not self.are_of_file:
             return option
         return _KEYS.get(option) or "[server] " + option.removeprefix("--").replace("-", "_")
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the server listens, with TLS and without."""
+        return (*self.listen, *(self.tls.listen if self.tls else ()))
 
     @property
     def mounts(self) -> tuple[Mount, ...]:

@@ -50,6 +50,8 @@ from gateway.http.reader import reader_class
 from gateway.readiness import Readiness
 from gateway.routes import Endpoint, Guard
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings, SiteMount, StaticMount
+from gateway.tls.certificates import decode
+from gateway.tls.share import TlsShare
 
 # Deadlines are looked at so often, in seconds: one timer a worker instead of one a connection.
 _SWEEP = 0.25
@@ -69,7 +71,7 @@ _GC_THRESHOLD = 20_000
 _SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 # What the master says on the control channel; the channel's end means that the master is gone.
-STOP, DRAIN, REOPEN, SPAWNER = b"t", b"q", b"u", b"s"
+STOP, DRAIN, REOPEN, SPAWNER, CERTIFICATES = b"t", b"q", b"u", b"s", b"x"
 # What a worker says: from now on it accepts connections; no longer.
 READY, CLOSED = b"r", b"c"
 
@@ -93,7 +95,7 @@ class Worker:
     """Serves `listeners` until the master says otherwise on `control`.
 
     `shares`: of the FastCGI servers whose connections are counted. `actual`: where pools of ours listen in fact.
-    `counted`: where clients are counted, None if they are not.
+    `counted`: where clients are counted, None if they are not. `tls`: which listeners speak TLS, None if none does.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Worker:
         shares: Mapping[FastCgiServer, Share],
         actual: Mapping[FastCgiServer, FastCgiServer],
         counted: ClientShare | None,
+        tls: TlsShare | None,
     ) -> None:
         self.settings = settings
         self.loop = _new_loop(settings.loop)
@@ -152,7 +155,7 @@ class Worker:
         self._exempt = Trusted(settings.clients.exempt) if settings.clients.exempt else None
         self.door = Door(self, settings.clients, counted) if counted or settings.clients.real_ip else None
         self._dispatcher = Dispatcher(settings, endpoints, guards, self.door)
-        self._entrance = Entrance(self, _proxied(settings, listeners))
+        self._entrance = Entrance(self, _proxied(settings, listeners), tls)
 
     def _handler(self, mount: Mount | None, number: int) -> Handler:
         if mount is None:
@@ -294,6 +297,7 @@ class Worker:
     def _sweep(self) -> None:
         self.loop.call_later(_SWEEP, self._sweep)
         now = self.now()
+        self._entrance.sweep(now)
         for connection in [*self.connections]:
             connection.sweep(now)
         for run in [*self.runs]:
@@ -320,6 +324,9 @@ class Worker:
             self.launcher.connect(socket.socket(fileno=descriptors[0]))
             self._listen()
             self._say(READY)
+        elif message == CERTIFICATES and descriptors:
+            with open(descriptors[0], "rb") as file:
+                self._entrance.show(decode(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)))
         elif message == REOPEN:
             self.error_log.reopen()
             self.access_log.reopen()
@@ -431,7 +438,7 @@ def _proxied(settings: Settings, listeners: list[socket.socket]) -> list[socket.
         return []
     if not header.listen:
         return listeners  # also those that were given in place of the addresses
-    return [one for address, one in zip(settings.listen, listeners, strict=False) if address in header.listen]
+    return [one for address, one in zip(settings.addresses, listeners, strict=False) if address in header.listen]
 
 
 def run_worker(
@@ -443,6 +450,7 @@ def run_worker(
     parent: int,
     actual: Mapping[FastCgiServer, FastCgiServer],
     counted: ClientShare | None,
+    tls: TlsShare | None,
 ) -> None:
     """Be a front worker, in a process of its own that ends with `parent`."""
     renew_ids()
@@ -452,7 +460,7 @@ def run_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    worker = Worker(settings, listeners, control, roll, shares, actual, counted)
+    worker = Worker(settings, listeners, control, roll, shares, actual, counted, tls)
     if settings.account:
         # Logs are open and keys read. The kernel forgets at this whose death ends the process (prctl(2)).
         settings.account.become(settings.no_new_privileges)

@@ -26,6 +26,7 @@ from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
 from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
+from gateway.options import DEFAULT_LISTEN
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool, default_children
 from gateway.privileges import Account, UnknownAccount, account_of, for_account
@@ -33,6 +34,7 @@ from gateway.settings import (
     CgiMount,
     FastCgiMount,
     FastCgiServer,
+    KeyPair,
     Mount,
     Pool,
     Redirect,
@@ -44,7 +46,8 @@ from gateway.settings import (
     Timeouts,
     Tls,
 )
-from gateway.tls import TlsError, server_context
+from gateway.tls.certificates import TlsError
+from gateway.tls.options import VERIFY, VERSIONS, check, plain
 from gateway.usage import UsageError
 
 _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
@@ -93,10 +96,12 @@ class _Builder:
                 authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
         self._refuse_same(routes)
         account = _account(document)
-        listen = tuple(_address(("server", "listen", at), text) for at, text in enumerate(server.listen))
+        tls = self._tls(document)
+        texts = server.listen if server.listen is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
+        listen = plain([_address(("server", "listen", at), text) for at, text in enumerate(texts)], tls)
         return Settings(
             listen=listen,
-            clients=self._clients(document, listen),
+            clients=self._clients(document, (*listen, *(tls.listen if tls else ()))),
             routes=tuple(routes),
             rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
             https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
@@ -113,7 +118,7 @@ class _Builder:
             log_format=_one_of(("server", "log_format"), server.log_format, ("combined", "json")),
             pid_file=self._path(server.pid_file) if server.pid_file else "",
             temp_dir=self._temp_dir(server.temp_dir),
-            tls=self._tls(document),
+            tls=tls,
             compress=server.compress,
             max_programs=_within(("server", "max_programs"), server.max_programs, 1, 999_999),
             timeouts=self._times,
@@ -131,15 +136,33 @@ class _Builder:
         return path
 
     def _tls(self, document: Document) -> Tls | None:
-        if not document.tls:
+        keys = document.tls
+        if not keys:
             return None
-        certificate = self._path(document.tls.certificate)
-        files = Tls(certificate, self._path(document.tls.key) if document.tls.key else certificate)
+        given = [(keys.certificate, keys.key)] if keys.certificate else []
+        given += [(pair.certificate, pair.key) for pair in keys.certificates]
+        if not given or (keys.key and not keys.certificate):
+            raise Mistake(("tls", "certificate"), "missing; name a PEM file")
+        pairs = [KeyPair(self._path(one), self._path(key or one)) for one, key in given]
+        listen = [_address(("tls", "listen", at), text) for at, text in enumerate(keys.listen)]
+        for at, address in enumerate(listen):
+            if address.path:
+                raise Mistake(("tls", "listen", at), f"{address}: TLS is for TCP; write HOST:PORT")
+        tls = Tls(
+            tuple(pairs),
+            tuple(listen),
+            _one_of(("tls", "minimum"), keys.minimum, VERSIONS),
+            self._path(keys.client_ca) if keys.client_ca else "",
+            _one_of(("tls", "verify_client"), keys.verify_client, VERIFY),
+        )
         try:
-            server_context(files)
+            check(tls)
         except TlsError as error:
-            raise Mistake(("tls", "certificate"), str(error)) from None
-        return files
+            first = bool(keys.certificate)
+            more: Where = ("certificates", error.number - first) if error.number >= first else ()
+            is_pair = error.field in ("certificate", "key")
+            raise Mistake(("tls", *(more if is_pair else ()), error.field), str(error)) from None
+        return tls
 
     def _clients(self, document: Document, listen: tuple[Address, ...]) -> ClientSettings:
         keys = document.clients

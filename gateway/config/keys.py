@@ -24,9 +24,10 @@ Size = int | str
 class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     """The server as a whole."""
 
-    listen: Annotated[list[str], _key("HOST:PORT, [::1]:PORT or unix:PATH, each once", "listen")] = field(
-        default_factory=lambda: ["127.0.0.1:8000"]
-    )
+    listen: Annotated[
+        list[str] | None,
+        _key("HOST:PORT, [::1]:PORT or unix:PATH, each once; 127.0.0.1:8000 if TLS listens nowhere else", "listen"),
+    ] = None
     workers: Annotated[int | None, _key("front workers; the number of CPUs", "worker_processes")] = None
     user: Annotated[str, _key("whom workers and programs run as, if started by root", "user")] = ""
     group: Annotated[str, _key("and with which group; the user's own", "user")] = ""
@@ -52,6 +53,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     body_timeout: Annotated[Seconds, _key("longest stall of a request's body", "client_body_timeout")] = 60
     send_timeout: Annotated[Seconds, _key("longest time in which a client takes nothing", "send_timeout")] = 60
     keepalive_timeout: Annotated[Seconds, _key("longest pause between two requests", "keepalive_timeout")] = 75
+    handshake_timeout: Annotated[Seconds, _key("the TLS handshake", "client_header_timeout")] = 20
     script_timeout: Annotated[Seconds, _key("longest silence of a program", "fastcgi_read_timeout")] = 60
     queue_timeout: Annotated[Seconds, _key("longest wait for a place to be served in")] = 30
     kill_timeout: Annotated[Seconds, _key("from TERM to KILL for a program that is ended")] = 3
@@ -64,11 +66,35 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     ] = 0
 
 
-class Tls(Struct, forbid_unknown_fields=True, kw_only=True):
-    """TLS for all TCP listeners."""
+class KeyPair(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One more certificate."""
 
-    certificate: Annotated[str, _key("the certificate chain, PEM", "ssl_certificate")]
+    certificate: Annotated[str, _key("the certificate chain, PEM; it is for the names in it", "ssl_certificate")]
     key: Annotated[str, _key("its private key; in the same file", "ssl_certificate_key")] = ""
+
+
+class Tls(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How TLS is spoken, and where."""
+
+    certificate: Annotated[
+        str, _key("the certificate chain, PEM; without it, the first of certificates is for all other names",
+                  "ssl_certificate")
+    ] = ""
+    key: Annotated[str, _key("its private key; in the same file", "ssl_certificate_key")] = ""
+    certificates: Annotated[
+        list[KeyPair], _key("more: a client gets the one for the name that it asks for", "server_name")
+    ] = field(default_factory=list)
+    listen: Annotated[
+        list[str], _key("HOST:PORT, with TLS, beside the addresses of [server]; none: TLS at all of those that are TCP",
+                        "listen ssl")
+    ] = field(default_factory=list)
+    minimum: Annotated[str, _key('the lowest version, "1.2" or "1.3"', "ssl_protocols")] = "1.2"
+    client_ca: Annotated[
+        str, _key("authorities, PEM, that certificates of clients are from", "ssl_client_certificate")
+    ] = ""
+    verify_client: Annotated[
+        str, _key("clients are asked for a certificate: off, optional, require", "ssl_verify_client")
+    ] = "off"
 
 
 class Clients(Struct, forbid_unknown_fields=True, kw_only=True):

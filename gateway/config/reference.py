@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.config.keys import Clients, Redirect, Rewrite, Route, Server, Tls
+from gateway.config.keys import Clients, KeyPair, Redirect, Rewrite, Route, Server, Tls
 
 _TITLE = "Configuration"
 _HEAD = """\
@@ -38,7 +38,8 @@ begin at the file's directory; times are seconds, or have a unit: ``"500ms"``, `
 """
 _PARTS: tuple[tuple[str, str, type[msgspec.Struct]], ...] = (
     ("[server]", "", Server),
-    ("[tls]", "", Tls),
+    ("[tls]", "``docs/tls.rst`` says more about these.", Tls),
+    ("[[tls.certificates]]", "", KeyPair),
     ("[clients]", "``docs/limits.rst`` says more about these.", Clients),
     (
         "[[routes]]",
