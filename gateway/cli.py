@@ -24,12 +24,11 @@ from gateway.config import ConfigFileError, effective, read_file
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
-from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
 from gateway.listeners import given
 from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
-from gateway.places import directory_trouble, prefix_trouble
+from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
 from gateway.privileges import UnknownAccount, account_of, for_account
@@ -52,7 +51,6 @@ from gateway.upgrade import Predecessor
 from gateway.usage import UsageError
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
-_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 # A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
 _ENV_LIMIT = 64 * 1024
@@ -141,9 +139,10 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
     for option, addresses in (("--listen", listen), ("--tls-listen", tls.listen if tls else ())):
         _refuse_duplicates(option, [str(address) for address in addresses if address.path or address.port])
     for option in ("http", "loop"):
-        _installed(option, getattr(options, option))
-    if options.temp_dir and not (os.path.isdir(options.temp_dir) and os.access(options.temp_dir, os.W_OK)):
-        raise UsageError(f"--temp-dir {options.temp_dir}: no directory that can be written to; create it, or name one")
+        if trouble := installation_trouble(option, getattr(options, option)):
+            raise UsageError(f"--{option} {getattr(options, option)}: {trouble}")
+    if options.temp_dir and (trouble := spool_trouble(options.temp_dir)):
+        raise UsageError(f"--temp-dir {options.temp_dir}: {trouble}")
     return Settings(
         listen=plain(listen, tls),
         routes=tuple(Route(mount.prefix, mount) for mount in mounts),
@@ -211,8 +210,8 @@ def _mount(
     if options.preload and not options.warm:
         raise UsageError("--preload: goes with --warm, which keeps interpreters that have modules ready")
     for module in options.preload:
-        if not _MODULE.fullmatch(module):
-            raise UsageError(f"--preload {module}: no name of a module; write, say, numpy, or DBI for Perl")
+        if trouble := module_trouble(module):
+            raise UsageError(f"--preload {module}: {trouble}")
     recipes = []
     if options.warm == "reuse":
         recipes = recipes_below(directory, mount_variables(b"", env).get(b"PATH", b""))
@@ -371,16 +370,6 @@ def _variable(text: str) -> tuple[str, str]:
             raise UsageError(f"--env {name}: the server itself has no such variable; write {name}=VALUE")
         value = os.environ[name]
     return name, value
-
-
-def _installed(option: str, kind: str) -> None:
-    try:
-        if option == "http":
-            reader_class(kind)
-        elif kind == "uvloop":
-            import uvloop  # noqa: F401, PLC0415
-    except ImportError:
-        raise UsageError(f"--{option} {kind}: {kind} is not installed; pip install {kind}, or use auto") from None
 
 
 def _count(option: str, text: str) -> int:

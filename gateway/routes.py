@@ -67,7 +67,7 @@ class Policy:
 class Bounds:
     """What holds for the requests of a route: the largest body, the times, what one client may have.
 
-    `scope` is what its counts of clients are kept apart by, the same after a reload.
+    `scope` is what its counts of clients are kept apart by.
     """
 
     body: int

@@ -43,7 +43,7 @@ MISTAKES = [
     ("[server]\nbody_timeout = 0\n" + ROUTE, r":2: server\.body_timeout: a time above 0"),
     ('[server]\nmax_body = "1 MiB"\n' + ROUTE, r":2: server\.max_body: '1 MiB' is not a size, as"),
     ("[server]\nworkers = 0x7fffffff\n" + ROUTE, r":2: server\.workers: 2147483647: a number from 1 to"),
-    ('[server]\ntemp_dir = "nowhere"\n' + ROUTE, r":2: server\.temp_dir: .*/nowhere is no directory"),
+    ('[server]\ntemp_dir = "nowhere"\n' + ROUTE, r":2: server\.temp_dir: .*/nowhere: no directory"),
     ('[server]\nlog_format = "xml"\n' + ROUTE, r":2: server\.log_format: 'xml': one of combined, json"),
     ("", r":1: routes: nothing would be served; write \[\[routes\]\]"),
     ("[server\n", r": not TOML: .*line 1"),

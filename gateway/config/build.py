@@ -24,10 +24,9 @@ from gateway.config.limits import within as _within
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
-from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
 from gateway.options import DEFAULT_LISTEN
-from gateway.places import directory_trouble, prefix_trouble
+from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
 from gateway.privileges import Account, UnknownAccount, account_of, for_account
 from gateway.settings import (
@@ -56,7 +55,6 @@ _FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9_+-]+")
-_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
 _SENT = (301, 302, 303, 307, 308)
 # Keys of a pool that its manager is told by other means.
 _NO_DIRECTIVES = ("command", "app", "listen", "max_children", "env")
@@ -131,8 +129,8 @@ class _Builder:
 
     def _temp_dir(self, text: str) -> str:
         path = self._path(text) if text else ""
-        if path and not (os.path.isdir(path) and os.access(path, os.W_OK)):
-            raise Mistake(("server", "temp_dir"), f"{path} is no directory that can be written to; create it")
+        if path and (trouble := spool_trouble(path)):
+            raise Mistake(("server", "temp_dir"), f"{path}: {trouble}")
         return path
 
     def _tls(self, document: Document) -> Tls | None:
@@ -301,8 +299,8 @@ class _Builder:
         if keys.preload and not warm:
             raise Mistake((*where, "preload"), "goes with warm, which keeps interpreters that have modules ready")
         for at, module in enumerate(keys.preload):
-            if not _MODULE.fullmatch(module):
-                raise Mistake((*where, "preload", at), f"{module!r} is no name of a module; write, say, numpy")
+            if trouble := module_trouble(module):
+                raise Mistake((*where, "preload", at), f"{module!r}: {trouble}")
         mount = CgiMount(
             prefix,
             self._existing((*where, "cgi"), keys.cgi),
@@ -465,13 +463,8 @@ def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:
 def _installed(name: str, value: str, choices: tuple[str, ...]) -> str:
     where: Where = ("server", name)
     _one_of(where, value, choices)
-    try:
-        if name == "http":
-            reader_class(value)
-        elif value == "uvloop":
-            import uvloop  # noqa: F401, PLC0415
-    except ImportError:
-        raise Mistake(where, f"{value} is not installed; pip install {value}, or use auto") from None
+    if trouble := installation_trouble(name, value):
+        raise Mistake(where, trouble)
     return value
 
 
