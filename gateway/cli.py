@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from fcgi_pool.config import ConfigError, key_of
@@ -20,6 +21,7 @@ from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import pool_command, recipes_below
 from gateway.check import report
 from gateway.config import ConfigFileError, effective, read_file
+from gateway.confinement.model import Confinement
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
@@ -31,7 +33,7 @@ from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
-from gateway.privileges import UnknownAccount, account_of, for_account
+from gateway.privileges import Account, UnknownAccount, account_of, for_account, for_worker
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -130,10 +132,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_php(text, env, options, sockets, pools))
     mounts += static_mounts(options, mounts, _prefix_and_directory)
     _check_pools(pools, options.pool_set)
-    try:
-        account = account_of(options.user, options.group)
-    except UnknownAccount as error:
-        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+    account = _account(options)
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
@@ -144,9 +143,9 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         raise UsageError(f"--temp-dir {options.temp_dir}: no directory that can be written to; create it, or name one")
     return Settings(
         listen=tuple(listen),
-        routes=tuple(Route(mount.prefix, mount) for mount in mounts),
+        routes=tuple(Route(mount.prefix, _as_account(mount, account)) for mount in mounts),
         shows_index=True,
-        pools=tuple(for_account(pool, account) for pool in pools),
+        pools=tuple(for_worker(for_account(pool, account), account) for pool in pools),
         account=account,
         authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
@@ -165,6 +164,17 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         limits=Limits(body=_size("--max-body", options.max_body)),
         clients=client_settings(options, listen, _prefix),
     )
+
+
+def _account(options: argparse.Namespace) -> Account | None:
+    try:
+        return account_of(options.user, options.group)
+    except UnknownAccount as error:
+        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+
+
+def _as_account(mount: Mount, account: Account | None) -> Mount:
+    return replace(mount, confinement=Confinement(account)) if isinstance(mount, CgiMount) else mount
 
 
 def _refuse_others(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -56,11 +56,13 @@ class Child:
     was_ready: bool = False
     has_closed: bool = False  # a worker that drains: it accepts no more
     label: str = ""  # a pool's name
+    part: int = 0  # of a worker's spawners, which
+    whose: str = ""  # as whom it runs, if not as all others
 
     @property
     def name(self) -> str:
         """What the log calls it."""
-        return f"{self.kind} {self.label or self.number}"
+        return f"{self.kind} {self.label or self.number}{f' of {self.whose}' if self.whose else ''}"
 
     def signal(self, number: int) -> None:
         """Send it a signal if it lives."""

@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from fcgi_pool import cli
+from gateway.privileges import forbid_new_privileges
 from gateway.settings import Pool
 
 # From the start of a manager until it listens, in seconds. Its workers may take longer; who connects then waits.
@@ -29,6 +30,8 @@ def become_manager(pool: Pool, ready: int, told: int) -> NoReturn:
     `told`: the memory in which the workers tell what their connections carry.
     """
     own = ["--ready-fd", str(ready), "--told-fd", str(told), "--die-with-parent"]
+    if pool.no_new_privileges:
+        forbid_new_privileges()
     for descriptor in (ready, told):
         os.set_inheritable(descriptor, True)
     os.execv(sys.executable, [sys.executable, "-m", "fcgi_pool", *own, *_pool_arguments(pool)])

@@ -11,8 +11,9 @@ import os
 import resource
 import signal
 import socket
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fcgi_pool.listener import BACKLOG
@@ -20,11 +21,11 @@ from fcgi_pool.process import die_with
 from gateway.access_log import AccessLog
 from gateway.body import Body, start_disk_thread
 from gateway.cgi.launcher import Launcher
-from gateway.cgi.roll import Roll
 from gateway.clients.door import Door
 from gateway.clients.entrance import Entrance
 from gateway.clients.peer import Peer
 from gateway.clients.table import ClientShare
+from gateway.confinement.cgroup import OomWatch
 from gateway.connection import Connection, refused_record
 from gateway.dispatch import Dispatcher, Guard, Handler
 from gateway.error_log import ErrorLog
@@ -42,6 +43,7 @@ from gateway.handlers.static import StaticTree, file_store
 from gateway.http.base_reader import Reader
 from gateway.http.message import Refused
 from gateway.http.reader import reader_class
+from gateway.privileges import forbid_new_privileges
 from gateway.readiness import Readiness
 from gateway.routes import Endpoint
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings, SiteMount, StaticMount
@@ -62,10 +64,15 @@ _GC_THRESHOLD = 20_000
 
 _SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
-# What the master says on the control channel; the channel's end means that the master is gone.
+# What the master says on the control channel; the channel's end means that the master is gone. After SPAWNER comes the
+# spawner's number.
 STOP, DRAIN, REOPEN, SPAWNER = b"t", b"q", b"u", b"s"
-# What a worker says: from now on it accepts connections; no longer.
-READY, CLOSED = b"r", b"c"
+# What a worker says: from now on it accepts connections; no longer. After LEFT: the number of a spawner that died, and
+# inodes of pipes that its programs have; as many messages as it takes.
+READY, CLOSED, LEFT = b"r", b"c", b"l"
+_NUMBER = struct.Struct("=Q")
+_NUMBERS_AT_ONCE = 500
+CONTROL_LIMIT = 1 + _NUMBER.size * (1 + _NUMBERS_AT_ONCE)
 
 # A worker that drains keeps an idle connection for so many seconds more: a request may be on its way, and whoever sends
 # it could not tell a close from a failure. That is longer than packets travel, and than a busy client pauses. The next
@@ -87,7 +94,7 @@ class Worker:
     """Serves `listeners` until the master says otherwise on `control`.
 
     `shares`: of the FastCGI servers whose connections are counted. `actual`: where pools of ours listen in fact.
-    `counted`: where clients are counted, None if they are not.
+    `counted`: where clients are counted, None if they are not. `cgroups`: directories of those of the confinements.
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Worker:
         settings: Settings,
         listeners: list[socket.socket],
         control: socket.socket,
-        roll: Roll,
+        cgroups: Sequence[str],
         shares: Mapping[FastCgiServer, Share],
         actual: Mapping[FastCgiServer, FastCgiServer],
         counted: ClientShare | None,
@@ -114,7 +121,10 @@ class Worker:
         self._capacity = min(capacity, settings.clients.max_connections or capacity)
         self.files = file_store(settings.mounts)
         self.readiness = Readiness(self.loop)
-        self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
+        confinements = settings.confinements
+        self.launcher = Launcher(self.loop, len(confinements), places, settings.max_waiting, self._say_left)
+        self._spawner_of = {confinement: number for number, confinement in enumerate(confinements)}
+        self._ooms = [OomWatch(directory) for directory in cgroups]
         self._reader_class = reader_class(settings.http)
         self._listeners = listeners
         self._control = control
@@ -142,7 +152,8 @@ class Worker:
         if mount is None:
             return Nothing()
         if isinstance(mount, CgiMount):
-            return CgiDirectory(self, mount, number)
+            spawner = self._spawner_of[mount.confinement]
+            return CgiDirectory(self, mount, number, spawner, self._ooms[spawner])
         if isinstance(mount, StaticMount):
             return StaticTree(self, mount)
         return FastCgiApplication(self, mount) if isinstance(mount, FastCgiMount) else Site(self, mount)
@@ -289,10 +300,11 @@ class Worker:
             return
         except OSError:
             message, descriptors = b"", []
-        if message == SPAWNER and descriptors:
-            self.launcher.connect(socket.socket(fileno=descriptors[0]))
-            self._listen()
-            self._say(READY)
+        if message.startswith(SPAWNER) and descriptors:
+            self.launcher.connect(int(message[1:]), socket.socket(fileno=descriptors[0]))
+            if self.launcher.is_connected:
+                self._listen()
+                self._say(READY)
         elif message == REOPEN:
             self.error_log.reopen()
             self.access_log.reopen()
@@ -304,6 +316,11 @@ class Worker:
     def _say(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # the master has gone; that is read, too
             self._control.send(message)
+
+    def _say_left(self, spawner: int, pipes: set[int]) -> None:
+        inodes = list(pipes)
+        for start in range(0, len(inodes), _NUMBERS_AT_ONCE):
+            self._say(LEFT + b"".join(map(_NUMBER.pack, (spawner, *inodes[start : start + _NUMBERS_AT_ONCE]))))
 
     def _drain(self) -> None:
         self.is_draining = True
@@ -407,11 +424,17 @@ def _proxied(settings: Settings, listeners: list[socket.socket]) -> list[socket.
     return [one for address, one in zip(settings.listen, listeners, strict=False) if address in header.listen]
 
 
+def left_in(message: bytes) -> tuple[int, set[int]]:
+    """Return what a worker's word LEFT says: the number of a spawner, and inodes of pipes."""
+    spawner, *pipes = (number for (number,) in _NUMBER.iter_unpack(message[1:]))
+    return spawner, set(pipes)
+
+
 def run_worker(
     settings: Settings,
     listeners: list[socket.socket],
     control: socket.socket,
-    roll: Roll,
+    cgroups: Sequence[str],
     shares: Mapping[FastCgiServer, Share],
     parent: int,
     actual: Mapping[FastCgiServer, FastCgiServer],
@@ -425,9 +448,11 @@ def run_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    worker = Worker(settings, listeners, control, roll, shares, actual, counted)
+    worker = Worker(settings, listeners, control, cgroups, shares, actual, counted)
     if settings.account:
         # Logs are open and keys read. The kernel forgets at this whose death ends the process (prctl(2)).
-        settings.account.become(settings.no_new_privileges)
+        settings.account.become()
         die_with(parent)
+    if settings.no_new_privileges:
+        forbid_new_privileges()
     worker.run()

@@ -1,4 +1,4 @@
-"""The only process that starts, ends and reaps CGI programs; one per front worker.
+"""The only process that starts, ends and reaps CGI programs; one for each front worker and confinement.
 
 Some facts about starting a process. posix_spawn stalls its caller until the program's image is loaded, some 0.3 ms;
 so it is not done where requests are read. A child between its start and its exec shares the caller's memory, so the
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from gateway.cgi import wire
+from gateway.cgi.limited import Limit, limit_process, start_limited
 from gateway.cgi.process import signal_group
 from gateway.cgi.roll import Roll
 from gateway.cgi.warm.keeper import CARE, Begun, Cold, Keeper, WarmMount
@@ -34,12 +35,21 @@ _RIGHTS_SPACE = socket.CMSG_SPACE(3 * 4)  # stdin, stdout, stderr
 class Spawner:
     """Serves one front worker over `channel`; ends everything it started when the worker is gone.
 
-    `roll`: where the pids of what runs are noted, for the worker, should the spawner be killed.
+    `roll`: where the pids of what runs are noted, for the master, should the spawner be killed.
     `kill_timeout`: seconds from TERM to KILL. `warm`: the mounts whose scripts are run warm, by their number.
+    `limits`: those of each program that this process does not have itself.
     """
 
-    def __init__(self, channel: socket.socket, roll: Roll, kill_timeout: float, warm: Mapping[int, WarmMount]) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        roll: Roll,
+        kill_timeout: float,
+        warm: Mapping[int, WarmMount],
+        limits: tuple[Limit, ...] = (),
+    ) -> None:
         self._roll = roll
+        self._limits = limits
         self._channel = channel
         self._kill_timeout = kill_timeout
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -61,7 +71,9 @@ class Spawner:
         self._signals = _catch_signals()
         os.umask(0o022)
         if self._warm:
-            self._keeper = Keeper(self._warm, _start_interpreter, self._begun, self._start_held, self._was_cold)
+            self._keeper = Keeper(
+                self._warm, _start_interpreter, self._limit, self._begun, self._start_held, self._was_cold
+            )
         poll = self._poll
         poll.register(self._channel, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
@@ -160,18 +172,21 @@ class Spawner:
             stdin = descriptors[-3] if len(descriptors) > 2 else self._null
             os.chdir(directory)
             phase = "exec"
-            pid = os.posix_spawn(
-                path,
-                (path,),
-                environment,
-                file_actions=(
-                    (os.POSIX_SPAWN_DUP2, stdin, 0),
-                    (os.POSIX_SPAWN_DUP2, descriptors[-2], 1),
-                    (os.POSIX_SPAWN_DUP2, descriptors[-1], 2),
-                ),
-                setsid=True,
-                setsigdef=_SIGNALS,
-            )
+            if self._limits:
+                pid = start_limited(path, environment, (stdin, descriptors[-2], descriptors[-1]), self._limits)
+            else:
+                pid = os.posix_spawn(
+                    path,
+                    (path,),
+                    environment,
+                    file_actions=(
+                        (os.POSIX_SPAWN_DUP2, stdin, 0),
+                        (os.POSIX_SPAWN_DUP2, descriptors[-2], 1),
+                        (os.POSIX_SPAWN_DUP2, descriptors[-1], 2),
+                    ),
+                    setsid=True,
+                    setsigdef=_SIGNALS,
+                )
         except OSError as error:
             self._events.append(("failed", start[0], phase, error.errno or 0))
         else:
@@ -179,6 +194,11 @@ class Spawner:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def _limit(self, pid: int) -> None:
+        """Limit a child of a warm interpreter that waits for its request; raise OSError."""
+        if self._limits:
+            limit_process(pid, self._limits)
 
     def _begun(self, start: wire.Start, pid: int) -> None:
         """A run has its process."""
