@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
@@ -33,6 +32,7 @@ from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.places import directory_trouble, prefix_trouble
 from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
+from gateway.private_directory import let_in, private_directory
 from gateway.privileges import Account, UnknownAccount, account_of, for_account, for_worker
 from gateway.settings import (
     CgiMount,
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, _end)
         if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
             return _serve(options, "")
-        with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
+        with private_directory() as sockets:
             if options.check:
                 settings = _settings_with(options, sockets)
                 failed = report(settings)
@@ -206,8 +206,8 @@ def _serve(options: argparse.Namespace, sockets: str) -> int:
 def _settings_with(options: argparse.Namespace, sockets: str) -> Settings:
     """Return the settings, with a directory `sockets` that their user may look into."""
     settings = read_settings(options, sockets)
-    if settings.account and sockets:
-        settings.account.own(sockets)
+    if sockets:
+        let_in(sockets, settings.account)
     return settings
 
 

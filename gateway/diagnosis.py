@@ -152,6 +152,11 @@ def interpreter_trouble(path: bytes) -> str:
     return ""
 
 
+def is_a_script(path: bytes) -> bool:
+    """Return whether a program is run by an interpreter that its first line names, which has to read it."""
+    return _first_line(path)[0].startswith(b"#!")
+
+
 def no_header(ending: Ending, why: str) -> Fault:
     """Return the fault for a program whose output is no response; `why` is what the judge of output says."""
     name = os.fsdecode(ending.path)

@@ -296,7 +296,9 @@ class Generation:
 
     def _end_programs(self, part: int, roll: Roll) -> None:
         """Kill the programs that a dead spawner has noted."""
-        self._kill_groups(part, roll.clear)
+        pids = roll.clear()
+        if pids:
+            self._kill_groups(part, lambda: pids)
 
     def _end_left(self, part: int, pipes: set[int]) -> None:
         """Kill the programs at `pipes`: the roll lacks at most the one started last, if that one killed the spawner."""
@@ -305,9 +307,21 @@ class Generation:
     def _kill_groups(self, part: int, find: Callable[[], Iterable[int]]) -> None:
         """Kill process groups, as the user that the programs run as: what that one has written is not believed more."""
         account = self.settings.confinements[part].account
-        with account.acting() if account else contextlib.nullcontext():
+
+        def kill() -> None:
+            if account:
+                account.become()
             for pid in find():
                 signal_group(pid, signal.SIGKILL)
+
+        if not account:
+            kill()
+            return
+        try:
+            # It looks and signals, and waits for nothing.
+            os.waitpid(self._parent.fork(kill), 0)
+        except OSError as error:
+            self._log.error(f"programs of a dead spawner, {account.name}'s, could not be ended: {error.strerror}")
 
 
 def _tokens(

@@ -14,13 +14,14 @@ from collections.abc import Callable
 
 from fcgi_pool.lifecycle import Rung
 from gateway import worker as front
+from gateway.confinement.confines import leave_cgroups, with_cgroup
 from gateway.error_log import ErrorLog
 from gateway.generation import Generation
 from gateway.listeners import Listener
 from gateway.managers import GENERATIONS, Managers
 from gateway.parent import Parent
 from gateway.prepare import Prepared, prepare
-from gateway.privileges import AS_ROOT, own_logs
+from gateway.privileges import as_root, own_logs
 from gateway.settings import Settings
 from gateway.succession import Succession
 from gateway.systemd import Notifier
@@ -76,6 +77,9 @@ class Master:
             self._reap()
             self._act(time.monotonic())
         self._served.pid_file.remove()
+        if with_cgroup(self._served.settings.confinements):
+            leave_cgroups()
+        self._parent.ignore_signals()
         self._log.say("stopped")
         return self._status
 
@@ -256,8 +260,8 @@ class Master:
             self._leaving.append(before)
             self._closing, self._closing_until = before, time.monotonic() + _CLOSING
         self._announce([one for one in new.listeners if succession.is_first or one not in old.listeners])
-        if not os.geteuid() and not new.settings.account:
-            self._log.warning(AS_ROOT)
+        if warning := as_root(new.settings):
+            self._log.warning(warning)
         if succession.is_first:
             self._say_ready("ready")
             self._predecessor.relieve(new.listeners)

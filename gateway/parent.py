@@ -115,6 +115,15 @@ class Parent:
 
         self.watch(self._signals, take_all)
 
+    def ignore_signals(self) -> None:
+        """Take none any more: what they would end has ended, and one that comes now must not change the exit status.
+
+        A handler would be taken away by Python's own end, and not what is ignored.
+        """
+        for number in HANDLED:
+            if number != signal.SIGCHLD:
+                signal.signal(number, signal.SIG_IGN)
+
     # -- children
 
     def fork(self, serve: Callable[[], None], keeps: Sequence[socket.socket] = ()) -> int:

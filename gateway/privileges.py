@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 _PR_SET_NO_NEW_PRIVS = 38
 _WHO = {"user", "group"}  # directives of a pool
-AS_ROOT = (
-    "it runs as root, and so do all programs: whoever breaks one has the machine. "
-    'Name a user: --user www-data, or user = "www-data" in [server]'
-)
+_AS_ROOT = 'whoever breaks one has the machine. Name a user: --user www-data, or user = "www-data" in [server]'
 
 
 class UnknownAccount(ValueError):
@@ -48,10 +45,10 @@ class Account:
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
-        """Look and signal as the user for a moment, with nobody else's rights; raise OSError.
+        """Look at files as the user for a moment, with nobody else's rights; raise OSError.
 
-        Nobody but root can signal this process meanwhile, since its real user stays (kill(2)). It is the whole
-        process's doing: whoever does this has one thread.
+        To signal it is not enough: the real user stays, who counts there, too (kill(2)). It is the whole process's
+        doing: whoever does this has one thread.
         """
         groups, group, user = os.getgroups(), os.getegid(), os.geteuid()
         try:
@@ -147,6 +144,16 @@ def has_capability(number: int) -> bool:
             if name == "CapEff":
                 return bool(int(value, 16) >> number & 1)
     return False
+
+
+def as_root(settings: Settings) -> str:
+    """Return a warning where the server is root, and workers or programs stay it; '' where none is due."""
+    if os.geteuid() or (settings.account and settings.account.uid):
+        return ""
+    programs = [confinement.account for confinement in settings.confinements]
+    if all(account and account.uid for account in programs):
+        return f"it runs as root, and so do its workers: {_AS_ROOT}"
+    return f"it runs as root, and so do {'all' if not any(programs) else 'some'} programs: {_AS_ROOT}"
 
 
 def own_logs(settings: Settings) -> None:

@@ -215,7 +215,10 @@ class CgiRun:
 
     def not_started(self, phase: str, error: int) -> None:
         """The start failed."""
-        self._give_up(diagnosis.start_failed(self._script.filename, phase, error, self._home.mount.confinement))
+        fault = diagnosis.start_failed(self._script.filename, phase, error, self._home.mount.confinement)
+        if fault.status == 403:
+            self._worker.error_log.warning(fault.words, self._exchange.id)
+        self._give_up(fault)
 
     def is_cold(self, why: str) -> None:
         """It was to be run warm, and is started cold."""
