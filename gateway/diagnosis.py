@@ -59,8 +59,11 @@ def exit_word(status: int) -> str:
 
 
 def start_failed(path: bytes, phase: str, error: int, confinement: Confinement) -> Fault:
-    """Return the fault for a program that could not be started: `phase` is ``chdir`` or ``exec``, `error` its errno."""
+    """Return the fault for a program that could not be started: `phase` as the spawner tells it, `error` its errno."""
     name = os.fsdecode(path)
+    if phase == "limits":
+        words = "limits cannot be set on what has a set-user-id bit; no_new_privileges = true lets it run without"
+        return Fault(500, f"{name} could not be started: {words}")
     if error in _SCARCE:
         cause = start_limit(confinement, error) or (
             "there are too few processes, descriptors or memory. Raise the limits (ulimit -u, ulimit -n), or lower "

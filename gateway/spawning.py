@@ -42,7 +42,7 @@ def be_spawner(
     }
     log = ErrorLog(settings.error_log)
     try:
-        enter(confinement, cgroup, _needed(mounts.values()))
+        enter(confinement, cgroup, _needed(mounts.values()), any(mount.warm for mount in mounts.values()))
     except NotConfined as error:
         log.error(f"{name} does not start any program: {error}")
         os._exit(_NOT_CONFINED)

@@ -71,11 +71,8 @@ def test_one_file_has_the_power(library: str, homes: list[str]) -> None:
 
 
 def test_programs_are_started_in_one_place() -> None:
-    """Only the spawner starts CGI programs; who forks is known: a master, its trial, a pool, a warm interpreter, and
-    the spawner for programs with limits of their own."""
-    forks = (
-        "gateway.parent", "gateway.trial", "gateway.cgi.limited", "gateway.cgi.warm.bootstrap", "fcgi_pool.process",
-    )  # fmt: skip
+    """Only the spawner starts CGI programs; who forks is known: a master, its trial, a pool, a warm interpreter."""
+    forks = ("gateway.parent", "gateway.trial", "gateway.cgi.warm.bootstrap", "fcgi_pool.process")
     for path in MODULES:
         text = path.read_text()
         assert ("posix_spawn(" in text) == (name(path) == "gateway.cgi.spawner"), path

@@ -27,6 +27,9 @@ __all__ = ["place", "run"]
 
 HEAD = "printf 'Content-Type: text/plain\\n\\n'\n"
 SHOW = f"#!/bin/sh\n{HEAD}cat /proc/self/limits\n"
+# Some are set when it runs already; of CPU time the hard one.
+UNTIL_SET = "while grep -q 'Max cpu time .*unlimited' /proc/$$/limits; do :; done\n"
+SHOW_SET = f"#!/bin/sh\n{UNTIL_SET}{HEAD}cat /proc/$$/limits\n"
 NAMES = {
     "cpu": "Max cpu time", "memory": "Max address space", "processes": "Max processes", "files": "Max open files",
     "file_size": "Max file size", "core": "Max core file size",
@@ -42,9 +45,23 @@ def limits_in(text):
     return found
 
 
+@pytest.mark.parametrize("warm", ["", 'warm = "require"'])
+def test_a_limit_that_is_too_low_for_the_spawner_reaches_its_programs(run, place, warm):
+    support.need_file("/usr/bin/python3")
+    shows = (
+        "#!/usr/bin/python3\nimport resource\nprint('X: y\\n')\n"
+        "while resource.getrlimit(resource.RLIMIT_NOFILE)[1] != 20: pass\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE), *resource.getrlimit(resource.RLIMIT_AS))\n"
+    )
+    place.route("a", f'limits = {{ files = 20, memory = "60M" }}\n{warm}', shows=shows)
+    server = run()
+    for _ in range(10):
+        assert server.get("/a/shows").text == f"20 20 {60 * 1024**2} {60 * 1024**2}\n"
+
+
 def test_each_limit_reaches_the_program_and_no_other_route(run, place):
     limits = 'limits = { cpu = 10, memory = "512M", processes = 2000, files = 64, file_size = "1G", core = 0 }'
-    place.route("a", limits, show=SHOW)
+    place.route("a", limits, show=SHOW_SET)
     place.route("b", show=SHOW)
     server = run()
     usual = limits_in(Path(f"/proc/{server.pid}/limits").read_text())
@@ -53,7 +70,7 @@ def test_each_limit_reaches_the_program_and_no_other_route(run, place):
         "cpu": ("10", "12"), "memory": (mega, mega), "processes": ("2000", "2000"), "files": ("64", "64"),
         "file_size": (str(1024**3), str(1024**3)), "core": ("0", "0"),
     }  # fmt: skip
-    # The server's own; but for files, of which a worker may have all, and its programs what was there.
+    # The server's own.
     assert limits_in(server.get("/b/show").text) == usual
 
 
@@ -88,18 +105,26 @@ def test_who_ignores_the_signal_is_killed(run, place):
 
 
 def test_the_limit_of_cpu_time_is_not_that_of_the_spawner(run, place):
-    """It starts more than all of it together would permit."""
-    burn = "#!/bin/sh\ni=0\nwhile [ $i -lt 100000 ]; do i=$((i+1)); done\n"
-    place.route("a", "limits = { cpu = 1 }", burn=burn + HEAD)
+    """It uses more itself than each of its programs may."""
+    place.route("a", "limits = { cpu = 1 }", loop="#!/bin/sh\nwhile :; do :; done\n", exits=f"#!/bin/sh\n{HEAD}")
     server = run()
     (spawner,) = server.spawners()
-    used = 0.0
-    while used < 3:
-        assert server.get("/a/burn").status == 200
-        fields = support._stat(spawner)
-        used = (int(fields[13]) + int(fields[14]) + int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    with server.socket() as client:
+        while cpu_of(spawner) < 1.1:
+            client.sendall(b"GET /a/exits HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+            got = b""
+            while got.count(b"HTTP/1.1 200 OK\r\n") < 50:
+                got += (more := client.recv(65536))
+                assert more
+    assert "SIGXCPU" in reason(server, "/a/loop", 502)
     assert server.spawners() == [spawner]
     assert limits_in(Path(f"/proc/{spawner}/limits").read_text())["cpu"][0] == "unlimited"
+
+
+def cpu_of(pid):
+    """Return the seconds of CPU time that a process has used itself."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("kind", ["python", "warm", "perl"])
@@ -116,8 +141,8 @@ def test_who_wants_too_much_memory_is_told_so(run, place, kind):
 
 
 def test_so_little_memory_that_nothing_starts(run, place):
-    place.route("a", 'limits = { memory = "1M" }')
-    said = reason(run(), "/a/who", 502)
+    place.route("a", 'limits = { memory = "1M" }', other="#!/bin/sh\nread line\nexec id\n")
+    said = reason(run(), "/a/other", 502)
     assert "that may be for limits.memory = 1M" in said
 
 
@@ -162,7 +187,6 @@ def test_a_fork_bomb_is_bounded_and_told_so(run, place):
 @needs_root
 @pytest.mark.parametrize("more", ["", ", files = 100"])
 def test_no_process_to_be_had_names_the_limit(run, place, more):
-    """With limits that are set by a fork, and without."""
     keys = f'user = "{ALICE}"\nlimits = {{ processes = 3{more} }}'
     place.route("a", keys)
     place.route("b", f'user = "{BOB}"\nlimits = {{ processes = 3 }}', simple=f"#!/bin/sh\n{HEAD}")

@@ -36,7 +36,7 @@ class Program(Protocol):
         """It runs, for longer than a moment."""
 
     def not_started(self, phase: str, error: int) -> None:
-        """The start failed in ``chdir`` or ``exec``, for errno `error`."""
+        """The start failed in ``chdir``, ``exec`` or ``limits``, for errno `error`."""
 
     def is_cold(self, why: str) -> None:
         """It was to be run warm, and is started cold."""

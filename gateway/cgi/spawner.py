@@ -2,8 +2,12 @@
 
 Some facts about starting a process. posix_spawn stalls its caller until the program's image is loaded, some 0.3 ms;
 so it is not done where requests are read. A child between its start and its exec shares the caller's memory, so the
-caller is small and does nothing else. Only the parent of a process may reap it, and until it has, the pid cannot be
-given to another process; so the process that reaps is the one that signals, and never one that it has reaped.
+caller is small and does nothing else. It cannot set limits: those that this process must not have itself are given to
+the program right after its exec, when it may have run for a moment; a fork in its place takes several times as long.
+What the program has forked in this moment has the limits that this process has, and the soft one of CPU time.
+
+Only the parent of a process may reap it, and until it has, the pid cannot be given to another process; so the process
+that reaps is the one that signals, and never one that it has reaped.
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ import time
 from collections.abc import Callable, Mapping
 
 from gateway.cgi import wire
-from gateway.cgi.limited import Limit, limit_process, start_limited
 from gateway.cgi.process import signal_group
 from gateway.cgi.roll import Roll
 from gateway.cgi.warm.keeper import CARE, Begun, Cold, Keeper, WarmMount
@@ -29,6 +32,8 @@ from gateway.cgi.warm.keeper import CARE, Begun, Cold, Keeper, WarmMount
 _ANNOUNCE_AFTER = 0.05
 # All at their defaults in a program. They are already, but where glibc is not told, it asks for each.
 _SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+# The kernel's number of a limit, soft and hard limit.
+Limit = tuple[int, int, int]
 _RIGHTS_SPACE = socket.CMSG_SPACE(3 * 4)  # stdin, stdout, stderr
 
 
@@ -50,6 +55,8 @@ class Spawner:
     ) -> None:
         self._roll = roll
         self._limits = limits
+        self._cpu = next((soft for kind, soft, _ in limits if kind == resource.RLIMIT_CPU), 0)
+        self._cpu_before = resource.getrlimit(resource.RLIMIT_CPU)
         self._channel = channel
         self._kill_timeout = kill_timeout
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -169,36 +176,57 @@ class Spawner:
             if were_lost:
                 # The kernel drops descriptors that our table has no room for (unix(7)).
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            self._lend_cpu_limit()
             stdin = descriptors[-3] if len(descriptors) > 2 else self._null
             os.chdir(directory)
             phase = "exec"
+            pid = os.posix_spawn(
+                path,
+                (path,),
+                environment,
+                file_actions=(
+                    (os.POSIX_SPAWN_DUP2, stdin, 0),
+                    (os.POSIX_SPAWN_DUP2, descriptors[-2], 1),
+                    (os.POSIX_SPAWN_DUP2, descriptors[-1], 2),
+                ),
+                setsid=True,
+                setsigdef=_SIGNALS,
+            )
             if self._limits:
-                pid = start_limited(path, environment, (stdin, descriptors[-2], descriptors[-1]), self._limits)
-            else:
-                pid = os.posix_spawn(
-                    path,
-                    (path,),
-                    environment,
-                    file_actions=(
-                        (os.POSIX_SPAWN_DUP2, stdin, 0),
-                        (os.POSIX_SPAWN_DUP2, descriptors[-2], 1),
-                        (os.POSIX_SPAWN_DUP2, descriptors[-1], 2),
-                    ),
-                    setsid=True,
-                    setsigdef=_SIGNALS,
-                )
+                phase = "limits"
+                self._limit_or_end(pid)
         except OSError as error:
             self._events.append(("failed", start[0], phase, error.errno or 0))
         else:
             self._begun(start, pid)
         finally:
+            self._take_cpu_limit_back()
             for descriptor in descriptors:
                 os.close(descriptor)
 
+    def _lend_cpu_limit(self) -> None:
+        """Have the soft limit of CPU time while a program is started, which has it from its first instruction then."""
+        if self._cpu:
+            resource.setrlimit(resource.RLIMIT_CPU, (self._cpu, self._cpu_before[1]))
+
+    def _take_cpu_limit_back(self) -> None:
+        """Have it no longer: it counts what this process has used in all its life. The signal for it does nothing."""
+        if self._cpu:
+            resource.setrlimit(resource.RLIMIT_CPU, self._cpu_before)
+
     def _limit(self, pid: int) -> None:
-        """Limit a child of a warm interpreter that waits for its request; raise OSError."""
-        if self._limits:
-            limit_process(pid, self._limits)
+        """Limit a program that was just started, or a child of a warm interpreter before its request; raise OSError."""
+        for kind, soft, hard in self._limits:
+            resource.prlimit(pid, kind, (soft, hard))
+
+    def _limit_or_end(self, pid: int) -> None:
+        """Limit a program, or have it end and raise OSError: one that has become another user by a set-user-id bit."""
+        try:
+            self._limit(pid)
+        except PermissionError:
+            signal_group(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def _begun(self, start: wire.Start, pid: int) -> None:
         """A run has its process."""
@@ -346,7 +374,7 @@ def _catch_signals() -> socket.socket:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, _do_nothing)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGXCPU):
         signal.signal(number, _do_nothing)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return reading

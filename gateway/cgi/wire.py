@@ -15,7 +15,7 @@ from typing import cast
 # and the number of the mount by whose warm interpreters it is run, or COLD.
 Start = tuple[int, bytes, bytes, dict[bytes, bytes], bool, int]
 COLD = -1
-# ("started", id, pid) · ("failed", id, "chdir" or "exec", errno)
+# ("started", id, pid) · ("failed", id, "chdir", "exec" or "limits", errno)
 # ("ended", id, pid, wait status, CPU seconds, peak memory in bytes)
 # ("cold", id, why): it was to be run warm, and is started cold · ("unfit", id, why): so it is not started at all
 Event = (

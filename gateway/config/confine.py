@@ -116,7 +116,7 @@ def _limits(where: Where, table: LimitKeys, default: Limits) -> Limits:
     given, removed = _given(where, table, readers)
     found = Limits(**given)
     if not has_capability(_CAP_SYS_RESOURCE):
-        for kind, _, wanted in (*found.of_each_program, *found.of_the_spawner):
+        for kind, _, wanted in (*found.of_each_program, *found.of_the_spawner(0, 0)):
             hard = resource.getrlimit(kind)[1]
             if hard != resource.RLIM_INFINITY and wanted > hard:
                 name = next(name for name in given if kernel_number(name) == kind)

@@ -17,12 +17,19 @@ class NotConfined(Exception):
     """It cannot be given up; the text says what, and why."""
 
 
-def enter(confinement: Confinement, cgroup: str, read: Iterable[str]) -> None:
+# What a process that starts programs needs beyond what it has mapped, in bytes; and its descriptors, those of warm
+# interpreters and their children too.
+_ROOM = 64 * 1024 * 1024
+_FILES, _FILES_WARM = 64, 2048
+
+
+def enter(confinement: Confinement, cgroup: str, read: Iterable[str], is_warm: bool) -> None:
     """Confine this process and all that it will start; raise NotConfined.
 
     `cgroup`: the directory of the cgroup to be in, '' to stay. `read`: what can be read besides what the rules for the
-    file system name.
+    file system name. `is_warm`: it will have warm interpreters.
     """
+    files = min(_FILES_WARM if is_warm else _FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if cgroup:
         with _doing(f"enter the cgroup {cgroup}"):
             join(cgroup)
@@ -35,7 +42,7 @@ def enter(confinement: Confinement, cgroup: str, read: Iterable[str]) -> None:
         with _doing(f"become {confinement.who}"):
             account.become()
     # Of these the number of processes is the user's: not before it is that one.
-    for kind, soft, hard in confinement.limits.of_the_spawner:
+    for kind, soft, hard in confinement.limits.of_the_spawner(_mapped() + _ROOM, files):
         with _doing(f"set a limit to {soft} (limits)"):
             resource.setrlimit(kind, (soft, hard))
     if confinement.no_new_privileges or confinement.landlock:
@@ -43,6 +50,12 @@ def enter(confinement: Confinement, cgroup: str, read: Iterable[str]) -> None:
     if rules:
         with _doing("put the rules for the file system in force (landlock)"):
             rules.enforce()
+
+
+def _mapped() -> int:
+    """Return the bytes of this process's address space (proc(5), statm)."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager

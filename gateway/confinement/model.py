@@ -21,9 +21,10 @@ _KINDS = {
     "file_size": resource.RLIMIT_FSIZE,
     "core": resource.RLIMIT_CORE,
 }
-# Who has these is held to them, too: the process that starts programs would run out of them by and by. So it has them
-# not; each program is given them before it is one. The others it has, and passes on.
+# Who has these is held to them, too, and the process that starts programs would run out of them. So it has them with
+# room for itself, or not at all, and gives each program its own right after its start. The others it has as they are.
 _OF_EACH = ("cpu", "memory", "files")
+_OF_THE_SPAWNER = ("memory", "processes", "files", "file_size", "core")
 _SIZES = ("memory", "file_size", "core")
 _UNITS = ((1024**3, "G"), (1024**2, "M"), (1024, "K"))
 
@@ -56,10 +57,13 @@ class Limits:
         """The limits that are set in each program: the kernel's number, soft and hard limit."""
         return tuple(self._numbers(_OF_EACH))
 
-    @property
-    def of_the_spawner(self) -> tuple[tuple[int, int, int], ...]:
-        """The limits that programs have from the process that starts them."""
-        return tuple(self._numbers(tuple(_KINDS.keys() - _OF_EACH)))
+    def of_the_spawner(self, memory: int, files: int) -> tuple[tuple[int, int, int], ...]:
+        """Return the limits of the process that starts programs, which needs so much itself: bytes and descriptors."""
+        room = {resource.RLIMIT_AS: memory, resource.RLIMIT_NOFILE: files}
+        return tuple(
+            (kind, max(soft, room.get(kind, 0)), max(hard, room.get(kind, 0)))
+            for kind, soft, hard in self._numbers(_OF_THE_SPAWNER)
+        )
 
     def _numbers(self, names: tuple[str, ...]) -> Iterator[tuple[int, int, int]]:
         for name, kind in _KINDS.items():
