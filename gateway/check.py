@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from gateway.cgi.variables import mount_variables
@@ -33,7 +32,8 @@ def report(settings: Settings) -> int:
             print(f"site     {mount.prefix} -> {mount.directory}, {' '.join(mount.extensions)} by a pool")
         elif isinstance(mount, StaticMount):
             print(f"static   {mount.prefix} -> {mount.directory}{', with listings' if mount.listing else ''}")
-    troubles = sum(_report_mount(mount) for mount in settings.mounts if isinstance(mount, CgiMount))
+    mounts = [mount for mount in settings.mounts if isinstance(mount, CgiMount)]
+    troubles = sum(_report_mount(mount, settings.account) for mount in mounts)
     warnings = unenforced(settings.confinements, tries_cgroup=True)
     for words in [*warnings, *([root] if (root := as_root(settings)) else [])]:
         print(f"warning  {words}")
@@ -59,18 +59,22 @@ def _limits(clients: ClientSettings) -> list[str]:
     return found
 
 
-def _report_mount(mount: CgiMount) -> int:
+def _report_mount(mount: CgiMount, workers: Account | None) -> int:
     print(f"cgi      {mount.prefix} -> {mount.directory}")
     for words in mount.confinement.words():
         print(f"           {words}")
-    account = mount.confinement.account
-    with account.acting() if account else contextlib.nullcontext():
-        enters = os.access(mount.directory, os.X_OK, effective_ids=True)
-    if account and not enters:
-        closed = account.closed_directory(os.path.join(mount.directory, "x")) or mount.directory
-        print(f"  FAILS  {mount.prefix}: user {account.name} may not enter {closed}: chmod +x {closed}")
-        return 1
+    # The workers find the programs.
+    for account in (mount.confinement.account, workers):
+        if account and not _may_enter(account, mount.directory):
+            closed = account.closed_directory(os.path.join(mount.directory, "x")) or mount.directory
+            print(f"  FAILS  {mount.prefix}: user {account.name} may not enter {closed}: chmod +x {closed}")
+            return 1
     return _report_programs(mount)
+
+
+def _may_enter(account: Account, directory: str) -> bool:
+    with account.acting():
+        return os.access(directory, os.X_OK, effective_ids=True)
 
 
 def _report_programs(mount: CgiMount) -> int:

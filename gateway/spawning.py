@@ -40,7 +40,7 @@ def be_spawner(
         for number, mount in enumerate(settings.mounts)
         if isinstance(mount, CgiMount) and mount.confinement == confinement
     }
-    log = ErrorLog(settings.error_log)
+    log = _open_log(settings.error_log)
     try:
         enter(confinement, cgroup, _needed(mounts.values()), any(mount.warm for mount in mounts.values()))
     except NotConfined as error:
@@ -55,6 +55,13 @@ def be_spawner(
         if mount.warm
     }
     Spawner(to_worker, roll, settings.timeouts.kill, warm, confinement.limits.of_each_program).run()
+
+
+def _open_log(path: str) -> ErrorLog:
+    try:
+        return ErrorLog(path)
+    except OSError:
+        return ErrorLog("-")
 
 
 def _needed(mounts: Iterable[CgiMount]) -> Iterator[str]:

@@ -54,7 +54,7 @@ _SWEEP = 0.25
 _LOG_FLUSH = 0.1
 # After an accept failed for want of descriptors or memory, in seconds.
 _ACCEPT_PAUSE = 0.5
-# Descriptors kept for the process itself: its listeners, logs, loop, threads.
+# Descriptors kept for the process itself, besides a channel to each spawner: its listeners, logs, loop, threads.
 _OWN_DESCRIPTORS = 32
 # Of one program at its start: both ends of two pipes, its body twice.
 _PROGRAM_DESCRIPTORS = 6
@@ -117,7 +117,8 @@ class Worker:
         self.is_draining = False
         self._takes_more_until = math.inf
         sends_files = any(isinstance(mount, StaticMount | SiteMount) for mount in settings.mounts)
-        places, capacity = _capacity(settings.max_programs, 2 if sends_files else 1)
+        own = _OWN_DESCRIPTORS + len(settings.confinements)
+        places, capacity = _capacity(settings.max_programs, 2 if sends_files else 1, own)
         self._capacity = min(capacity, settings.clients.max_connections or capacity)
         self.files = file_store(settings.mounts)
         self.readiness = Readiness(self.loop)
@@ -400,16 +401,16 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def _capacity(max_programs: int, each: int) -> tuple[int, int]:
+def _capacity(max_programs: int, each: int, own: int) -> tuple[int, int]:
     """Return how many programs, and how many connections that take `each`, this process has descriptors for.
 
-    What an accepted request will need is thus reserved before it is accepted. The soft limit is raised to the hard
-    one; programs are started by another process and keep the soft limit.
+    It has `own` for itself. What an accepted request will need is thus reserved before it is accepted. The soft limit
+    is raised to the hard one; programs are started by another process and keep the soft limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    free = max(hard - _OWN_DESCRIPTORS, 16) if hard != resource.RLIM_INFINITY else 1_000_000
+    free = max(hard - own, 16) if hard != resource.RLIM_INFINITY else 1_000_000
     programs = max(1, min(max_programs, free // (2 * _PROGRAM_DESCRIPTORS)))
     return programs, max(1, (free - programs * _PROGRAM_DESCRIPTORS) // each)
 

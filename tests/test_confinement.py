@@ -369,6 +369,27 @@ def test_a_program_that_the_rules_do_not_let_start(run, place):
     assert "landlock.read has not all that it is made of" in reason(run(), "/a/who", 500)
 
 
+@pytest.mark.skipif(bool(landlock.missing()), reason="this kernel has no Landlock")
+def test_a_spawner_that_cannot_be_confined_starts_nothing_and_says_so(run, place):
+    (place.root / "open").mkdir()
+    place.route("a", 'landlock = { read = ["/usr", "/bin", "/lib", "open"] }')
+    place.route("b")
+    server = run()
+    spawner = int(server.get("/a/parent").text.split()[0])
+    (place.root / "open").rmdir()
+    os.kill(spawner, signal.SIGKILL)
+    server.wait_for_log(
+        rf"error spawner 1 does not start any program: it could not make the rules for the file system \(landlock\): "
+        rf"{place.root}/open: No such file or directory"
+    )
+    # Those of the other route run, whoever waits.
+    with server.socket() as client:
+        client.sendall(b"GET /a/parent HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert server.get("/b/parent").status == 200
+        (place.root / "open").mkdir()
+        assert b"200" in support.receive_all(client)
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [

@@ -229,6 +229,18 @@ def test_a_directory_of_programs_that_is_closed(run, place):
 
 
 @needs_root
+def test_where_the_workers_user_does_not_find_a_program(run, place):
+    place.server = 'user = "www-data"'
+    place.route("a", f'user = "{ALICE}"')
+    os.chown(place.root / "a", ALICE, ALICE)
+    (place.root / "a").chmod(0o700)
+    assert "the server's user may not search its directory" in reason(run(), "/a/who", 403)
+    status, words = place.check()
+    assert status == 1
+    assert f"FAILS  /a/: user www-data may not enter {place.root}/a: chmod +x {place.root}/a" in words
+
+
+@needs_root
 def test_a_trial_runs_each_program_as_its_user(place):
     only = "#!/bin/sh\n[ $(id -u) = {} ] || exit 7\nprintf 'X: y\\n\\n'\n"
     two(place, 'user = "www-data"')
@@ -440,6 +452,15 @@ def test_a_second_term_kills_programs_of_other_users_and_ends_well(run, place):
     for pid, client in held:
         misbehaviour.wait_until_gone(pid)
         client.close()
+
+
+def test_any_number_of_terms_is_a_good_end(serve):
+    """Whatever moment of the end they come in, the last ones of the program included."""
+    for _ in range(5):
+        server = serve(cgi_dir=support.ROOT / "cgi-bin")
+        while server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+        assert server.process.returncode == 0
 
 
 @needs_root
