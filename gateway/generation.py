@@ -71,7 +71,9 @@ class Generation:
         confinements = self.settings.confinements
         several = len(confinements) > 1
         return [
-            Child("spawner", number, part=part, whose=confinement.who if several else "")
+            Child("spawner", number, 0, label=f"{number}.{part + 1}", part=part, whose=confinement.who)
+            if several
+            else Child("spawner", number)
             for part, confinement in enumerate(confinements)
         ]
 

@@ -55,7 +55,7 @@ class Child:
     control: socket.socket | None = None  # to a worker
     was_ready: bool = False
     has_closed: bool = False  # a worker that drains: it accepts no more
-    label: str = ""  # a pool's name
+    label: str = ""  # a pool's name, or which of a worker's spawners
     part: int = 0  # of a worker's spawners, which
     whose: str = ""  # as whom it runs, if not as all others
 

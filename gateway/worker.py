@@ -123,7 +123,9 @@ class Worker:
         self.files = file_store(settings.mounts)
         self.readiness = Readiness(self.loop)
         confinements = settings.confinements
-        self.launcher = Launcher(self.loop, len(confinements), places, settings.max_waiting, self._say_left)
+        self.launcher = Launcher(
+            self.loop, len(confinements), places, settings.max_waiting, self._spawner_came, self._say_left
+        )
         self._spawner_of = {confinement: number for number, confinement in enumerate(confinements)}
         self._ooms = [OomWatch(directory) for directory in cgroups]
         self._reader_class = reader_class(settings.http)
@@ -303,9 +305,6 @@ class Worker:
             message, descriptors = b"", []
         if message.startswith(SPAWNER) and descriptors:
             self.launcher.connect(int(message[1:]), socket.socket(fileno=descriptors[0]))
-            if self.launcher.is_connected:
-                self._listen()
-                self._say(READY)
         elif message == REOPEN:
             self.error_log.reopen()
             self.access_log.reopen()
@@ -317,6 +316,11 @@ class Worker:
     def _say(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # the master has gone; that is read, too
             self._control.send(message)
+
+    def _spawner_came(self) -> None:
+        if self.launcher.is_ready:
+            self._listen()
+            self._say(READY)
 
     def _say_left(self, spawner: int, pipes: set[int]) -> None:
         inodes = list(pipes)

@@ -57,7 +57,8 @@ class Program(Protocol):
 class Launcher:
     """Starts programs, `places` at once; more wait, first come first served, whichever of the `spawners` is theirs.
 
-    `left`: told the number of a spawner that died, and the inodes of the pipes of programs that it may have left.
+    `came`: a spawner is ready. `left`: told the number of a spawner that died, and the inodes of the pipes of programs
+    that it may have left.
     """
 
     def __init__(
@@ -66,13 +67,17 @@ class Launcher:
         spawners: int,
         places: int,
         max_waiting: int,
+        came: Callable[[], None],
         left: Callable[[int, set[int]], None],
     ) -> None:
         self._loop = loop
         self._places = places
         self._max_waiting = max_waiting
+        self._came = came
         self._left = left
-        self._links = [Link(loop, self._told, functools.partial(self._lost, number)) for number in range(spawners)]
+        self._links = [
+            Link(loop, self._has_come, self._told, functools.partial(self._lost, number)) for number in range(spawners)
+        ]
         self._running: dict[int, Program] = {}
         self._waiting: deque[Program] = deque()
         self._last_id = 0
@@ -88,14 +93,13 @@ class Launcher:
         return not self._running and not self._waiting
 
     @property
-    def is_connected(self) -> bool:
-        """Whether all spawners are there."""
-        return all(link.is_connected for link in self._links)
+    def is_ready(self) -> bool:
+        """Whether all spawners start programs."""
+        return all(link.is_ready for link in self._links)
 
     def connect(self, spawner: int, channel: socket.socket) -> None:
         """Take the channel to a spawner, the first one or one in place of one that died."""
         self._links[spawner].connect(channel)
-        self._admit()
 
     def submit(self, program: Program) -> bool:
         """Launch `program`, now or when it is its turn; return False if too many wait already."""
@@ -136,6 +140,10 @@ class Launcher:
         program = self._running.get(run_id)
         if program:
             self._links[program.spawner].send(run_id, wire.encode_end(run_id), [])
+
+    def _has_come(self) -> None:
+        self._came()
+        self._admit()
 
     def _told(self, events: list[wire.Event]) -> None:
         for event in events:
@@ -178,7 +186,7 @@ class Launcher:
     def _take_next(self) -> Program | None:
         """Take the first in line whose spawner is there, out of it."""
         for program in self._waiting:
-            if self._links[program.spawner].is_connected:
+            if self._links[program.spawner].is_ready:
                 self._waiting.remove(program)
                 return program
         return None

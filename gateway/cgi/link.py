@@ -20,23 +20,24 @@ _RETRY = 0.05
 class Link:
     """A channel, and one in its place after the spawner's death.
 
-    `told`: takes the events that have come together. `gone`: the spawner has died.
+    `came`: the spawner is ready. `told`: takes the events that have come together. `gone`: the spawner has died.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, told: Callable[[list[wire.Event]], None], gone: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        came: Callable[[], None],
+        told: Callable[[list[wire.Event]], None],
+        gone: Callable[[], None],
     ) -> None:
         self._loop = loop
+        self._came = came
         self._told = told
         self._gone = gone
+        self.is_ready = False  # the spawner starts programs
         self._channel: socket.socket | None = None
         self._outbox: deque[tuple[int, bytes, list[int]]] = deque()
         self._buffer = memoryview(bytearray(wire.MESSAGE_LIMIT))
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a spawner."""
-        return self._channel is not None
 
     def connect(self, channel: socket.socket) -> None:
         """Take the channel to a spawner, the first one or one in place of one that died."""
@@ -86,10 +87,13 @@ class Link:
             return
         except OSError:
             length = 0
-        if length:
+        if not length:
+            self._disconnect()
+        elif self.is_ready:
             self._told(wire.decode_events(self._buffer[:length]))
         else:
-            self._disconnect()
+            self.is_ready = True
+            self._came()
 
     def _disconnect(self) -> None:
         """The spawner is gone: forget what was to be said to it."""
@@ -99,6 +103,7 @@ class Link:
         self._loop.remove_writer(self._channel.fileno())
         self._channel.close()
         self._channel = None
+        self.is_ready = False
         for _, _, descriptors in self._outbox:
             for descriptor in descriptors:
                 os.close(descriptor)

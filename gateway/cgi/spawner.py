@@ -81,6 +81,8 @@ class Spawner:
             self._keeper = Keeper(
                 self._warm, _start_interpreter, self._limit, self._begun, self._start_held, self._was_cold
             )
+        with contextlib.suppress(OSError):  # the worker has gone; that is read, too
+            self._channel.send(wire.encode_events([]))
         poll = self._poll
         poll.register(self._channel, select.POLLIN)
         poll.register(self._signals, select.POLLIN)

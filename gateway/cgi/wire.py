@@ -2,7 +2,8 @@
 
 Both are children of one master and run the same interpreter, so marshal, the fastest codec there is, is safe here.
 Worker to spawner: a `Start` with the descriptors stdin (absent: /dev/null), stdout, stderr; or the id of a run to be
-ended, as an int. Spawner to worker: a list of events, several at once under load.
+ended, as an int. Spawner to worker: a list of events, several at once under load; the first list is empty, and says
+that the spawner is ready.
 """
 
 from __future__ import annotations
