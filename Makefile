@@ -10,7 +10,7 @@ TESTS ?= tests
 WARM_TESTS ?= $(patsubst %,tests/test_%.py,access_log cgi_output cgi_variables clients explain git hostile perl \
 	processes programs review smoke transfers)
 
-.PHONY: run venv test lint bench load isolation fuzz faults upgrades clean
+.PHONY: run venv test lint bench load isolation fuzz faults upgrades soak clean
 
 run: venv
 	$(BIN)/python -m gateway --cgi-dir cgi-bin
@@ -53,6 +53,9 @@ faults: venv
 
 upgrades: venv
 	$(BIN)/python -m tests.upgrade_load
+
+soak: venv
+	$(BIN)/python -m tests.soak
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -65,6 +65,17 @@ class Address:
         return _listen_tcp(self.host, self.port, backlog)
 
 
+def file_of(listener: socket.socket) -> tuple[int, int] | None:
+    """Return device and inode of the socket file that is at a Unix listener's path now; None if there is none."""
+    name = listener.getsockname()
+    if isinstance(name, str) and name:
+        with contextlib.suppress(OSError):
+            found = os.lstat(name)
+            if stat.S_ISSOCK(found.st_mode):
+                return found.st_dev, found.st_ino
+    return None
+
+
 def unlink_socket(listener: socket.socket) -> None:
     """Remove the file of a Unix listener, if it is still that socket's own, before the socket is closed."""
     name = listener.getsockname()

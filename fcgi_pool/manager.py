@@ -30,6 +30,10 @@ _PHASES = {
 _SIGNALS = (*_PHASES, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
+# A socket whose file was removed is not made anew more often, in seconds.
+_LISTEN_AGAIN = 1.0
+
+
 class Manager:
     """Runs pools that were prepared.
 
@@ -47,6 +51,7 @@ class Manager:
         self._loop = Loop()
         self._loop.watch(self._signals.fileno(), self._take_signals)
         self._lifecycle = Lifecycle()
+        self._listen_again = float("-inf")
         self._pools: dict[str, Pool] = {}
         self._leaving: list[Pool] = []
         for entry in prepared:
@@ -61,6 +66,9 @@ class Manager:
             for pool in [*self._pools.values(), *self._leaving]:
                 if now >= pool.due:
                     self._guarded(pool, pool.tick, now)
+                    if pool.has_lost_its_file and now >= self._listen_again:
+                        self._listen_again = now + _LISTEN_AGAIN
+                        self._guarded(pool, self._listen_anew, pool)
             self._drop_ended()
         # A signal that still comes has nobody to wake.
         signal.set_wakeup_fd(-1)
@@ -106,6 +114,22 @@ class Manager:
         pool = self._pools.pop(name)
         self._leaving.append(pool)
         pool.ask(Phase.FINISHING, self._lifecycle.rung, time.monotonic())
+
+    def _listen_anew(self, lost: Pool) -> None:
+        """Put a pool with a new socket in place of one that nobody reaches any more; raise ConfigError.
+
+        A bound socket cannot be bound again, and workers have it for life; so they end after what they are at.
+        """
+        config = lost.config
+        self._log.write("warning", f"the file of {config.listen} was removed: it is made anew", config.name)
+        status = lost.give_status()
+        try:
+            entry = prepare(config, None, status)
+        except ConfigError:
+            lost.take_status(status)
+            raise
+        self._remove(config.name)
+        self._add(entry)
 
     def _drop_ended(self) -> None:
         for name, pool in list(self._pools.items()):

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 
 from fcgi_pool.generation import Generation
 from fcgi_pool.lifecycle import Ladder, Phase, Rung
-from fcgi_pool.listener import unlink_socket
+from fcgi_pool.listener import file_of, unlink_socket
 from fcgi_pool.log import Log
 from fcgi_pool.loop import Loop
 from fcgi_pool.policy import End, describe
-from fcgi_pool.prepare import Prepared
+from fcgi_pool.prepare import Prepared, Sockets
 from fcgi_pool.probe import signal_group
 from fcgi_pool.process import start_helper
 from fcgi_pool.refusal import refuser
@@ -50,6 +50,7 @@ class Pool:
         self._log = log
         self._told = told
         self._listener = self.sockets.listener
+        self._file = file_of(self._listener)
         self._current = Generation(prepared, loop, log, self.counters, told)
         self._next: Generation | None = None
         self._old: list[Generation] = []
@@ -93,6 +94,12 @@ class Pool:
     @property
     def _all(self) -> list[Generation]:
         return [self._current, *self._others]
+
+    @property
+    def has_lost_its_file(self) -> bool:
+        """Whether nobody can connect any more, though the pool listens: the file of its Unix socket was removed, or
+        another's is in its place."""
+        return self._file is not None and self._phase < Phase.FINISHING and file_of(self._listener) != self._file
 
     # -- time passes
 
@@ -171,6 +178,21 @@ class Pool:
             self.sockets.status.close()
             self._status = None
 
+    def give_status(self) -> socket.socket | None:
+        """Let another pool answer at the status socket."""
+        status = self.sockets.status
+        if self._status and status:
+            self._loop.ignore(self._status.fileno())
+            self._status.close()
+            self._status = None
+        self.sockets = Sockets(self._listener, None)
+        return status
+
+    def take_status(self, status: socket.socket | None) -> None:
+        """Answer at the status socket that was given away."""
+        self.sockets = Sockets(self._listener, status)
+        self._open_status()
+
     def _answer(self, variables: Mapping[str, str]) -> bytes:
         return respond(self.config, variables, self._page)
 
@@ -242,7 +264,8 @@ class Pool:
     def _withdraw(self) -> None:
         """Let nobody new come."""
         self._ignore_listener()
-        unlink_socket(self._listener)
+        if file_of(self._listener) == self._file:
+            unlink_socket(self._listener)
         if self.sockets.status:
             unlink_socket(self.sockets.status)
         if self._next:

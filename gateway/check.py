@@ -11,7 +11,7 @@ from gateway.clients.settings import ClientSettings
 from gateway.confinement.confines import unenforced
 from gateway.diagnosis import access_trouble, interpreter_trouble, is_a_script
 from gateway.privileges import Account, as_root
-from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount, StaticMount
+from gateway.settings import CgiMount, FastCgiMount, Route, Settings, SiteMount, StaticMount
 
 
 def report(settings: Settings) -> int:
@@ -21,6 +21,11 @@ def report(settings: Settings) -> int:
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
     for words in _limits(settings.clients):
         print(words)
+    for route in settings.routes:
+        if words := _own(route):
+            print(f"limit    {route.prefix}: {words}")
+        if route.auth:
+            print(f"auth     {route.prefix} -> {route.auth.file}")
     for pool in settings.pools:
         print(f"pool     {pool.server.name}: {pool.server.connections} × {pool.program}")
         for directive in pool.directives:
@@ -33,12 +38,29 @@ def report(settings: Settings) -> int:
         elif isinstance(mount, StaticMount):
             print(f"static   {mount.prefix} -> {mount.directory}{', with listings' if mount.listing else ''}")
     mounts = [mount for mount in settings.mounts if isinstance(mount, CgiMount)]
-    troubles = sum(_report_mount(mount, settings.account) for mount in mounts)
+    troubles = sum(_report_mount(mount, settings.account, settings.named("--warm require")) for mount in mounts)
     warnings = unenforced(settings.confinements, tries_cgroup=True)
     for words in [*warnings, *([root] if (root := as_root(settings)) else [])]:
         print(f"warning  {words}")
     print(f"{troubles} of the programs would fail" if troubles else "all well")
     return 1 if troubles else 0
+
+
+def _own(route: Route) -> str:
+    """Return the limits of a route's own in words, "" for none."""
+    limits = route.limits
+    if not limits:
+        return ""
+    found = [
+        f"a body of {limits.max_body} bytes",
+        f"{limits.body:g} s for its pauses, {limits.send:g} s for those of the client",
+        f"{limits.script:g} s for those of a program, {limits.queue:g} s in line",
+    ]
+    if limits.rate:
+        found.append(f"{limits.rate.rate:g} requests a second of one client")
+    if limits.connections:
+        found.append(f"{limits.connections} at once")
+    return ", ".join(found)
 
 
 def _limits(clients: ClientSettings) -> list[str]:
@@ -50,6 +72,8 @@ def _limits(clients: ClientSettings) -> list[str]:
         found.append(f"limit    {rate.rate:g} requests a second of one client{burst}")
     if clients.connections:
         found.append(f"limit    {clients.connections} connections of one client")
+    if clients.exempt:
+        found.append(f"exempt   {clients.exempt}")
     if proxy:
         where = ", ".join(map(str, proxy.listen)) or "all"
         found.append(f"trust    PROXY headers on {where} from {proxy.trust}")
@@ -59,7 +83,7 @@ def _limits(clients: ClientSettings) -> list[str]:
     return found
 
 
-def _report_mount(mount: CgiMount, workers: Account | None) -> int:
+def _report_mount(mount: CgiMount, workers: Account | None, required: str) -> int:
     print(f"cgi      {mount.prefix} -> {mount.directory}")
     for words in mount.confinement.words():
         print(f"           {words}")
@@ -69,7 +93,7 @@ def _report_mount(mount: CgiMount, workers: Account | None) -> int:
             closed = account.closed_directory(os.path.join(mount.directory, "x")) or mount.directory
             print(f"  FAILS  {mount.prefix}: user {account.name} may not enter {closed}: chmod +x {closed}")
             return 1
-    return _report_programs(mount)
+    return _report_programs(mount, required)
 
 
 def _may_enter(account: Account, directory: str) -> bool:
@@ -77,7 +101,7 @@ def _may_enter(account: Account, directory: str) -> bool:
         return os.access(directory, os.X_OK, effective_ids=True)
 
 
-def _report_programs(mount: CgiMount) -> int:
+def _report_programs(mount: CgiMount, required: str) -> int:
     search = mount_variables(b"", mount.env).get(b"PATH", b"")
     troubles = 0
     for directory, _, names in sorted(os.walk(mount.directory, followlinks=False)):
@@ -87,7 +111,7 @@ def _report_programs(mount: CgiMount) -> int:
             trouble = _trouble(path, mount.confinement.account)
             manner = _manner(path, mount, search) if mount.warm and not trouble and os.access(path, os.X_OK) else ""
             if manner.startswith("cold") and mount.warm == "require":
-                trouble, manner = f"{manner} (--warm require)", ""
+                trouble, manner = f"{manner} ({required})", ""
             if trouble:
                 troubles += 1
             elif not os.access(path, os.X_OK):

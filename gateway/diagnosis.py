@@ -58,6 +58,14 @@ def exit_word(status: int) -> str:
     return str(os.WEXITSTATUS(status))
 
 
+def not_stored(error: OSError, place: str) -> Fault:
+    """Return the fault for a request whose body could not be stored; `place` names what says where bodies are."""
+    words = f"the body of the request could not be stored: {error.strerror}"
+    if error.errno in _SCARCE:
+        return Fault(503, f"{words}. Raise the limit (ulimit -n), or lower max_programs", retry_after=5)
+    return Fault(507, f"{words}; see {place}")
+
+
 def start_failed(path: bytes, phase: str, error: int, confinement: Confinement) -> Fault:
     """Return the fault for a program that could not be started: `phase` as the spawner tells it, `error` its errno."""
     name = os.fsdecode(path)
@@ -67,7 +75,7 @@ def start_failed(path: bytes, phase: str, error: int, confinement: Confinement) 
     if error in _SCARCE:
         cause = start_limit(confinement, error) or (
             "there are too few processes, descriptors or memory. Raise the limits (ulimit -u, ulimit -n), or lower "
-            "--max-programs"
+            "max_programs (--max-programs)"
         )
         return Fault(503, f"{name} could not be started: {os.strerror(error)}; {cause}", retry_after=5)
     if error == errno.EACCES:

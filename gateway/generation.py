@@ -58,7 +58,7 @@ class Generation:
         self._rolls = [self._new_rolls() for _ in numbers]
         self._places = [{server: tokens.join() for server, tokens in self.tokens.items()} for _ in numbers]
         clients = settings.clients
-        self._clients = ClientTable(clients.addresses, settings.workers) if clients.are_counted else None
+        self._clients = ClientTable(clients.addresses, settings.workers) if settings.counts_clients else None
         # Spawners whose worker died, while they end their programs: their part, and their roll.
         self._leaving: dict[int, tuple[int, Roll]] = {}
         self._ending = ""  # "", "drain" or "stop"

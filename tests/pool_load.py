@@ -139,13 +139,18 @@ def _command_line(pid: int) -> bytes:
 
 
 @contextlib.contextmanager
-def front(*options: str, workers: int = 1) -> Iterator[Server]:
-    """A front with what it starts itself; at the end it stops on TERM and nothing is left, but what kill -9 leaves."""
+def front(*options: str, workers: int = 1, config: Path | None = None) -> Iterator[Server]:
+    """A front with what it starts itself; at the end it stops on TERM and nothing is left, but what kill -9 leaves.
+
+    `config`: a file that stands for all options.
+    """
     spool = Path(tempfile.mkdtemp(dir="/tmp"))
-    server = start_server("--debug", *options, temp_dir=spool, workers=workers, wait=False, env={"TMPDIR": str(spool)})
+    more = options if config else ("--debug", *options)
+    environment = {"TMPDIR": str(spool)}
+    server = start_server(*more, temp_dir=spool, workers=workers, wait=False, env=environment, config=config)
     try:
         server.wait_for_log(r"^gateway: ready")
-        match = re.search(r"listening on http://.*:(\d+)/", server.errors.text)
+        match = re.search(r"listening on https?://.*:(\d+)/", server.errors.text)
         assert match
         server.port = int(match[1])
         yield server

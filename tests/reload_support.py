@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests import misbehaviour, support
 
 APP = '''"""Says what it was asked, who it is, and what it was told."""
@@ -117,11 +119,6 @@ max_children = 2
         misbehaviour.wait_for(lambda: misbehaviour.has_ended(old))
         assert self.master != old
 
-    def workers_of(self, master: int) -> list[int]:
-        """Return the pids of a master's front workers: those of its children that hold a listening TCP socket."""
-        inodes = {entry.inode for entry in tcp_sockets() if entry.listens}
-        return [pid for pid in support.children(master) if set(descriptors_at(pid)) & inodes]
-
     def ask(self, path: str = "/cgi-bin/echo?x") -> list[str]:
         """Ask on a connection of its own; return the words of the answer."""
         answer = self.server.get(path)
@@ -188,6 +185,13 @@ def site(directory: Path, gate: misbehaviour.Gate) -> Iterator[Callable[..., Sit
         shutil.rmtree(made.sockets)
 
 
+@pytest.fixture
+def serve(tmp_path: Path, gate: misbehaviour.Gate) -> Iterator[Callable[..., Site]]:
+    """See `site`."""
+    with site(tmp_path, gate) as start:
+        yield start
+
+
 def request(path: str, more: str = "") -> bytes:
     """Return a GET."""
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode()
@@ -212,6 +216,12 @@ def tcp_sockets() -> list[Entry]:
         fields = line.split()
         found.append(Entry(fields[9], int(fields[2].split(":")[1], 16), fields[3] == "0A"))
     return found
+
+
+def workers_of(master: int) -> list[int]:
+    """Return the pids of a master's front workers: those of its children that hold a listening TCP socket."""
+    inodes = {entry.inode for entry in tcp_sockets() if entry.listens}
+    return [pid for pid in support.children(master) if set(descriptors_at(pid)) & inodes]
 
 
 def descriptors_at(pid: int) -> list[str]:

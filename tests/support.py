@@ -29,28 +29,29 @@ is_warm = False
 
 def need(*programs: str) -> None:
     """Skip the test if a peer is not installed; fail it where GATEWAY_REQUIRE_PEERS is set."""
-    missing = [program for program in programs if not shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")]
-    if missing:
-        _missing(", ".join(missing))
+    absent = [program for program in programs if not shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")]
+    if absent:
+        missing(", ".join(absent))
 
 
 def need_perl(module: str) -> None:
     """The same for a Perl module."""
     need("perl")
     if subprocess.run(["perl", f"-M{module}", "-e", "1"], capture_output=True, check=False).returncode:
-        _missing(f"the Perl module {module}")
+        missing(f"the Perl module {module}")
 
 
 def need_file(path: str) -> None:
     """The same for a file of a peer."""
     if not os.path.exists(path):
-        _missing(path)
+        missing(path)
 
 
-def _missing(what: str) -> None:
+def missing(what: str) -> None:
+    """Skip the test for want of `what`; fail it where GATEWAY_REQUIRE_PEERS is set."""
     if os.environ.get("GATEWAY_REQUIRE_PEERS"):
-        pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed")
+        pytest.fail(f"missing: {what}")
+    pytest.skip(f"missing: {what}")
 
 
 def script(path: Path, text: str | bytes, mode: int = 0o755) -> Path:

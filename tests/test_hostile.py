@@ -470,7 +470,8 @@ def test_no_descriptor_to_be_had_in_the_spawner_is_503(quick, programs, room):
     server.check_idle()
 
 
-def test_no_descriptor_to_be_had_in_the_worker_is_503(quick, programs):
+@pytest.mark.parametrize("size", [3, 300_000])
+def test_no_descriptor_to_be_had_in_the_worker_is_503(quick, programs, size):
     misbehaviour.program(programs / "parent", "#!/bin/sh\nprintf 'X: y\\n\\n%s' $PPID\n")
     server = quick()
     spawner = spawner_of(server)
@@ -483,9 +484,10 @@ def test_no_descriptor_to_be_had_in_the_worker_is_503(quick, programs):
         used = misbehaviour.highest_descriptor(worker) + 1
         for room in range(5):
             restore = misbehaviour.limit([worker], resource.RLIMIT_NOFILE, used + room)
-            sock.sendall(b"POST /cgi-bin/hello?2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+            sock.sendall(b"POST /cgi-bin/hello?2 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+            sock.sendall(bytes(size))
             got = misbehaviour.read_response(sock)
-            assert re.match(rb"HTTP/1\.1 (503 |200 )", got)
+            assert re.match(rb"HTTP/1\.1 (503 |200 )", got), got
             assert (b"hello 2\n" in got) == got.startswith(b"HTTP/1.1 200")
             restore()
         sock.sendall(b"GET /cgi-bin/hello?3 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -550,7 +552,7 @@ def small_disk(tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)], check=False, capture_output=True
     )
     if mounted.returncode:
-        pytest.skip("no right to mount")
+        support.missing("the right to mount")
     yield directory
     subprocess.run(["umount", "-l", str(directory)], check=True)
 

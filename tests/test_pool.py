@@ -373,6 +373,30 @@ def test_an_address_in_use_is_not_stolen(programs: Path) -> None:
         worker_of(pool, programs)
 
 
+def test_a_socket_that_is_removed_is_made_anew(programs: Path) -> None:
+    """By a cleaner of temporary files, say: whoever is being served goes on; another's socket is never taken."""
+    with running_pool("--children", "2", "--set", "status_listen=127.0.0.1:0", *options(programs, "wsgi")) as pool:
+        before = pool.wait_for_workers(2)
+        held = Held(pool, programs)
+        held.wait()
+        os.unlink(pool.socket)
+        wait_until(lambda: "" if os.path.exists(pool.socket) else "no socket")
+        pool.wait_for("s was removed: it is made anew")
+        assert worker_of(pool, programs) not in before
+        assert held.release() in before
+        wait_until(lambda: "" if not set(before) & set(pool.workers()) else "the old workers are there")
+        start = len(pool.log.text)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(f"{pool.socket}2")
+            other.listen()
+            os.rename(f"{pool.socket}2", pool.socket)
+            pool.wait_for("in use by another program", start)
+        os.unlink(pool.socket)
+        wait_until(lambda: "" if os.path.exists(pool.socket) else "no socket")
+        worker_of(pool, programs)
+    assert not os.path.exists(pool.socket)
+
+
 # -- what a worker is
 
 

@@ -196,7 +196,8 @@ def test_a_manager_that_is_killed_and_started_again(programs: Path) -> None:
                     load.wait_for(20)
             lost = [outcome for outcome in load.wrong if not refused(outcome)]
             assert all(map(explained, lost)), lost
-            assert len(lost) <= 3 * ROUNDS
+            # At most one of each client: under way with a worker, or sent to a listener that died unread.
+            assert len(lost) <= 6 * ROUNDS
             assert "nobody listens there" in here.server.errors.text
         finally:
             pool.expected_status = None

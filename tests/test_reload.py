@@ -14,20 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, clients_of, descriptors_at, request, site, tcp_sockets
+from tests.reload_support import Load, clients_of, descriptors_at, request, serve, tcp_sockets, workers_of
 
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = misbehaviour.Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
-@pytest.fixture
-def serve(tmp_path, gate):
-    with site(tmp_path, gate) as start:
-        yield start
+__all__ = ["serve"]
 
 
 def workers(served):
@@ -35,7 +24,7 @@ def workers(served):
     found: list[int] = []
 
     def trouble():
-        found[:] = served.workers_of(served.master)
+        found[:] = workers_of(served.master)
         return "" if len(found) == served.workers else str(found)
 
     support.wait_until(trouble)
@@ -129,7 +118,7 @@ def test_the_number_of_workers_changes(serve):
     for served.workers in (3, 1):
         served.reload()
         assert served.ask()[2] == "first"
-        misbehaviour.wait_for(lambda: len(served.workers_of(served.master)) == served.workers)
+        misbehaviour.wait_for(lambda: len(workers_of(served.master)) == served.workers)
         misbehaviour.wait_for(lambda: len(support.children(served.master)) == 2 * served.workers)
 
 

@@ -11,21 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, request, site
+from tests.reload_support import Load, request, serve, workers_of
 from tests.test_reload import free_port
 
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = misbehaviour.Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
-@pytest.fixture
-def serve(tmp_path, gate):
-    with site(tmp_path, gate) as start:
-        yield start
+__all__ = ["serve"]
 
 
 @pytest.fixture
@@ -88,7 +77,7 @@ def test_the_new_program_takes_over(serve, gate, tmp_path):
 
 def test_who_waits_in_the_queue_is_served_by_the_new_program(serve):
     served = serve()
-    (worker,) = [pid for pid in support.children(served.master) if pid in served.workers_of(served.master)]
+    (worker,) = [pid for pid in support.children(served.master) if pid in workers_of(served.master)]
     os.kill(worker, signal.SIGSTOP)
     try:
         with served.server.socket() as client:

@@ -92,6 +92,8 @@ def test_what_is_run_warm_is_given_what_the_kernel_gives(directory, tmp_path, li
         ("#!{}/perl -n\n", "the flag -n"),
         ("#!{}/perl -d\n", "the flag -d"),
         ("#!{}/perl -e 1\n", "the flag -e 1"),
+        ("#!\0{}/python3\n", "no proper end"),
+        ("#!{}/python3\0\n", "no proper end"),
         ("#!{}/perl -Mstrict\n", "the flag -Mstrict"),
         ("#!/usr/bin/env\n", "more than an interpreter"),
         ("#!/usr/bin/env python3 -u\n", "more than an interpreter"),

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests import misbehaviour
-from tests.reload_support import Load, Site, clients_of, site
+from tests.reload_support import Load, Site, clients_of, site, workers_of
 
 _RELOAD, _UPGRADE, _KILL = 0.3, 5.0, 2.0
 
@@ -52,7 +52,7 @@ class Torment:
             return
         self.done["USR2"] += 1
         # The new program is a child of the master that listens, too, and no worker.
-        self._workers = set(self._served.workers_of(self._served.master))
+        self._workers = set(workers_of(self._served.master))
         os.kill(self._served.master, signal.SIGUSR2)
 
     @property
@@ -62,7 +62,7 @@ class Torment:
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError, IndexError):
-            workers = self._served.workers_of(self._served.master)
+            workers = workers_of(self._served.master)
             victim = random.choice([pid for pid in workers if not self._is_upgrading or pid in self._workers])
             os.kill(victim, signal.SIGSTOP)
             # It accepts nobody any more, so these are all.
@@ -109,7 +109,7 @@ def _settle(served: Site) -> None:
 
     def trouble() -> str:
         try:
-            count = len(served.workers_of(served.master))
+            count = len(workers_of(served.master))
         except (OSError, ValueError) as error:
             return str(error)
         is_one = served.master == served.server.pid or misbehaviour.has_ended(served.server.pid)

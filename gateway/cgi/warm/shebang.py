@@ -40,7 +40,8 @@ def recipe_for(path: bytes, search: bytes) -> Recipe | str:
         os.close(descriptor)
     if not line.startswith(b"#!"):
         return "it is no script of Python or Perl: its first line does not begin with #!"
-    if not newline or line.endswith(b"\r"):
+    # The kernel reads up to a NUL; whatever that makes of the line is not worth knowing.
+    if not newline or line.endswith(b"\r") or b"\0" in line:
         return "its first line has no proper end"
     # The kernel takes what follows the interpreter as one argument (execve(2)).
     words = re.split(rb"[ \t]+", line[2:].strip(b" \t"), maxsplit=1)
