@@ -144,18 +144,7 @@ class Worker:
         self._backends = {
             server: Backend(self, actual.get(server, server), shares.get(server)) for server in settings.fastcgi_servers
         }
-        numbers = {id(mount): number for number, mount in enumerate(settings.mounts)}
-        own = {route.auth: BasicAuthGuard(self, route.auth) for route in settings.routes if route.auth}
-        endpoints = [
-            Endpoint.of(
-                route,
-                self._handler(route.mount, numbers.get(id(route.mount), 0)),
-                own[route.auth] if route.auth else None,
-            )
-            for route in settings.routes
-        ]
-        if settings.shows_index and not any(route.prefix == "/" for route in settings.routes):
-            endpoints.append(Endpoint.of(Route("/"), Index(settings.mounts)))
+        endpoints = self._endpoints()
         # Of each kind the one with the longest prefix is asked: who it is first, then whether that one may.
         guards: tuple[list[tuple[str, Guard]], list[tuple[str, Guard]]] = (
             [(auth.prefix, BasicAuthGuard(self, auth)) for auth in settings.clients.auth],
@@ -165,6 +154,21 @@ class Worker:
         self.door = Door(self, settings.clients, counted) if counted or settings.clients.real_ip else None
         self._dispatcher = Dispatcher(settings, endpoints, guards, self.door)
         self._entrance = Entrance(self, _proxied(settings, listeners))
+
+    def _endpoints(self) -> list[Endpoint[Handler]]:
+        numbers = {id(mount): number for number, mount in enumerate(self.settings.mounts)}
+        own = {route.auth: BasicAuthGuard(self, route.auth) for route in self.settings.routes if route.auth}
+        endpoints = [
+            Endpoint.of(
+                route,
+                self._handler(route.mount, numbers.get(id(route.mount), 0)),
+                own[route.auth] if route.auth else None,
+            )
+            for route in self.settings.routes
+        ]
+        if self.settings.shows_index and not any(route.prefix == "/" for route in self.settings.routes):
+            endpoints.append(Endpoint.of(Route("/"), Index(self.settings.mounts)))
+        return endpoints
 
     def _handler(self, mount: Mount | None, number: int) -> Handler:
         if mount is None:
