@@ -263,7 +263,7 @@ class Generation:
         elif message == front.CLOSED:
             child.has_closed = True
         elif message.startswith(front.LEFT):
-            self._end_left(*front.left_in(message))
+            self._end_left(message)
         elif not message and child.control is control:
             # It has died, or dies; it is reaped soon.
             self._hang_up(child)
@@ -302,9 +302,12 @@ class Generation:
         if pids:
             self._kill_groups(part, lambda: pids)
 
-    def _end_left(self, part: int, pipes: set[int]) -> None:
-        """Kill the programs at `pipes`: the roll lacks at most the one started last, if that one killed the spawner."""
-        self._kill_groups(part, lambda: groups_at(pipes))
+    def _end_left(self, message: bytes) -> None:
+        """Kill the programs that a worker misses: the roll lacks at most the last one, if that killed the spawner."""
+        with contextlib.suppress(ValueError):
+            part, pipes = front.left_in(message)
+            if part < len(self.settings.confinements):
+                self._kill_groups(part, lambda: groups_at(pipes))
 
     def _kill_groups(self, part: int, find: Callable[[], Iterable[int]]) -> None:
         """Kill process groups, as the user that the programs run as: what that one has written is not believed more."""

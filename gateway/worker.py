@@ -455,7 +455,12 @@ def _proxied(settings: Settings, listeners: list[socket.socket]) -> list[socket.
 
 
 def left_in(message: bytes) -> tuple[int, set[int]]:
-    """Return what a worker's word LEFT says: the number of a spawner, and inodes of pipes."""
+    """Return what a worker's word LEFT says: the number of a spawner, and inodes of pipes; raise ValueError.
+
+    It comes from a process that talks to clients: it may be anything.
+    """
+    if len(message) % _NUMBER.size != 1 or len(message) == 1:
+        raise ValueError("no word of a worker")
     spawner, *pipes = (number for (number,) in _NUMBER.iter_unpack(message[1:]))
     return spawner, set(pipes)
 

@@ -9,12 +9,15 @@ import pwd
 import re
 import shutil
 import signal
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from gateway.cgi.roll import Roll
 from gateway.privileges import Account, account_of
+from gateway.worker import LEFT, left_in
 from tests import misbehaviour, support
 from tests.confined_support import ALICE, BOB, hold, needs_root, place, reason, run, status_of, uid_of, who
 
@@ -487,6 +490,24 @@ def test_what_a_user_has_written_into_the_roll_is_not_done_with_the_masters_righ
         assert who(server, "a")[0] == ALICE
         assert not misbehaviour.has_ended(roots.pid)
         roots.kill()
+
+
+def test_a_workers_word_may_be_anything():
+    spawner, pipes = left_in(LEFT + struct.pack("=3Q", 1, 2, 3))
+    assert (spawner, pipes) == (1, {2, 3})
+    assert left_in(LEFT + bytes(8)) == (0, set())
+    for junk in (b"", b"1234567", bytes(9)):
+        with pytest.raises(ValueError, match="no word"):
+            left_in(LEFT + junk)
+
+
+def test_a_roll_may_hold_anything():
+    roll = Roll(4)
+    roll.add(77)
+    for number, pid in enumerate((-1, 0, 1)):
+        struct.pack_into("=i", roll._memory, number * 4, pid)
+    assert roll.clear() == [77]
+    assert not roll.clear()
 
 
 def test_the_directory_of_a_killed_server_goes_with_the_next_start(serve, place, tmp_path):

@@ -36,6 +36,7 @@ class Roll:
 
     def clear(self) -> list[int]:
         """Return the pids that are noted, and strike them out: the spawner that noted them is gone."""
-        pids = [pid for (pid,) in _PID.iter_unpack(self._memory[:]) if pid]
+        # What programs of the same user might have written there is no pid of a group.
+        pids = [pid for (pid,) in _PID.iter_unpack(self._memory[:]) if pid > 1]
         self._memory[:] = bytes(len(self._memory))
         return pids

@@ -15,7 +15,7 @@ _COMPLAINTS = (
         "memory",
         re.compile(
             r"MemoryError|[Oo]ut of memory|[Cc]annot allocate memory|[Cc]an't allocate memory|bad_alloc|OutOfMemory"
-            r"|memory exhausted|failed to map segment|Allowed memory size"
+            r"|memory exhausted|failed to map segment"
         ),
     ),
     (
