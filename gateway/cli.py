@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
@@ -21,6 +20,7 @@ from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.check import report
 from gateway.config import ConfigFileError, effective, read_file
+from gateway.confinement.model import Confinement
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
@@ -31,7 +31,8 @@ from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
-from gateway.privileges import UnknownAccount, account_of, for_account
+from gateway.private_directory import let_in, private_directory
+from gateway.privileges import Account, UnknownAccount, account_of, for_account, for_worker
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, _end)
         if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
             return _serve(options, "")
-        with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
+        with private_directory() as sockets:
             if options.check:
                 settings = _settings_with(options, sockets)
                 failed = report(settings)
@@ -128,10 +129,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_php(text, env, options, sockets, pools))
     mounts += static_mounts(options, mounts, _prefix_and_directory)
     _check_pools(pools, options.pool_set)
-    try:
-        account = account_of(options.user, options.group)
-    except UnknownAccount as error:
-        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+    account = _account(options)
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     tls = tls_of(options)
@@ -145,9 +143,9 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         raise UsageError(f"--temp-dir {options.temp_dir}: {trouble}")
     return Settings(
         listen=plain(listen, tls),
-        routes=tuple(Route(mount.prefix, mount) for mount in mounts),
+        routes=tuple(Route(mount.prefix, _as_account(mount, account)) for mount in mounts),
         shows_index=True,
-        pools=tuple(for_account(pool, account) for pool in pools),
+        pools=tuple(for_worker(for_account(pool, account), account) for pool in pools),
         account=account,
         authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
@@ -166,6 +164,17 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         limits=Limits(body=_size("--max-body", options.max_body)),
         clients=client_settings(options, [*listen, *(tls.listen if tls else ())], _prefix),
     )
+
+
+def _account(options: argparse.Namespace) -> Account | None:
+    try:
+        return account_of(options.user, options.group)
+    except UnknownAccount as error:
+        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+
+
+def _as_account(mount: Mount, account: Account | None) -> Mount:
+    return replace(mount, confinement=Confinement(account)) if isinstance(mount, CgiMount) else mount
 
 
 def _refuse_others(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -197,8 +206,8 @@ def _serve(options: argparse.Namespace, sockets: str) -> int:
 def _settings_with(options: argparse.Namespace, sockets: str) -> Settings:
     """Return the settings, with a directory `sockets` that their user may look into."""
     settings = read_settings(options, sockets)
-    if settings.account and sockets:
-        settings.account.own(sockets)
+    if sockets:
+        let_in(sockets, settings.account)
     return settings
 
 

@@ -13,7 +13,8 @@ import traceback
 from collections.abc import Callable
 
 from fcgi_pool.lifecycle import Rung
-from gateway import worker as front
+from gateway import control_words
+from gateway.confinement.confines import leave_cgroups, with_cgroup
 from gateway.error_log import ErrorLog
 from gateway.generation import Generation
 from gateway.listeners import Listener
@@ -21,7 +22,7 @@ from gateway.managers import GENERATIONS, Managers
 from gateway.parent import Parent
 from gateway.pool_listeners import PoolListeners
 from gateway.prepare import Prepared, prepare
-from gateway.privileges import AS_ROOT, own_logs
+from gateway.privileges import as_root, own_logs
 from gateway.settings import Settings
 from gateway.succession import Succession
 from gateway.systemd import Notifier
@@ -78,6 +79,9 @@ class Master:
             self._reap()
             self._act(time.monotonic())
         self._served.pid_file.remove()
+        if with_cgroup(self._served.settings.confinements):
+            leave_cgroups()
+        self._parent.ignore_signals()
         self._log.say("stopped")
         return self._status
 
@@ -161,7 +165,7 @@ class Master:
             self._log.reopen()
             own_logs(self._served.settings)
             for generation in self._generations:
-                generation.tell_workers(front.REOPEN)
+                generation.tell_workers(control_words.REOPEN)
         elif number in (signal.SIGHUP, signal.SIGUSR2):
             self._want("reload" if number == signal.SIGHUP else "upgrade")
 
@@ -261,8 +265,8 @@ class Master:
         # One that is kept may speak TLS from now on, or no longer.
         known = [] if succession.is_first else [one for one in old.listeners if one in new.listeners]
         self._announce([one for one in new.listeners if one not in known or old.url(one) != new.url(one)])
-        if not os.geteuid() and not new.settings.account:
-            self._log.warning(AS_ROOT)
+        if warning := as_root(new.settings):
+            self._log.warning(warning)
         if succession.is_first:
             self._say_ready("ready")
             self._predecessor.relieve(new.listeners)

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from fcgi_pool import cli
 from fcgi_pool.config import PoolConfig
+from gateway.privileges import forbid_new_privileges
 from gateway.settings import Pool
 
 # From the start of a manager until it listens, in seconds. Its workers may take longer; who connects then waits.
@@ -38,6 +39,8 @@ def become_manager(pool: Pool, ready: int, told: int, lent: Mapping[str, int]) -
     """
     given = {"--ready-fd": ready, "--told-fd": told, **lent}
     own = ["--die-with-parent"]
+    if pool.no_new_privileges:
+        forbid_new_privileges()
     for option, descriptor in given.items():
         os.set_inheritable(descriptor, True)
         own += [option, str(descriptor)]

@@ -56,7 +56,7 @@ def test_the_pool_never_imports_the_gateway() -> None:
             "ctypes",
             [
                 "fcgi_pool.process", "fcgi_pool.runtime.scripts", "gateway.cgi.warm.bootstrap", "gateway.parent",
-                "gateway.privileges",
+                "gateway.confinement.landlock", "gateway.privileges",
             ],
         ),
         ("marshal", ["gateway.cgi.wire"]),

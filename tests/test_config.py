@@ -52,6 +52,7 @@ MISTAKES = [
     (ROUTE + '[[routes]]\npath = "/../a"\ncgi = "cgi"\n', r":5: routes\[2\]\.path: '/../a/' is no prefix of a path"),
     (ROUTE + '[[routes]]\npath = "/a"\ncgi = "no"\n', r":6: routes\[2\]\.cgi: the directory '.*/no' does not exist"),
     (ROUTE + 'fastcgi = "unix:/x"\n', r":4: routes\[1\]\.fastcgi: cgi answers already; keep one"),
+    (ROUTE + "kill_grup = true\n", r":4: routes\[1\]\.kill_grup: there is no such key; did you mean kill_group\?"),
     (ROUTE + 'warm = "hot"\n', r":4: routes\[1\]\.warm: 'hot': write true, \"require\" or \"reuse\""),
     (ROUTE + 'preload = ["x"]\n', r":4: routes\[1\]\.preload: goes with warm"),
     (ROUTE + 'env = { "A-B" = "1" }\n', r":4: routes\[1\]\.env\.A-B: no name of a variable"),

@@ -14,6 +14,7 @@ from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.clients.settings import ClientSettings
+from gateway.config.confine import Confiner, confined_pool
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
 from gateway.config.keys import Rewrite as RewriteKeys
@@ -28,7 +29,7 @@ from gateway.limit_options import client_settings
 from gateway.options import DEFAULT_LISTEN
 from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
-from gateway.privileges import Account, UnknownAccount, account_of, for_account
+from gateway.privileges import for_account, for_worker
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -56,6 +57,8 @@ _FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9_+-]+")
 _SENT = (301, 302, 303, 307, 308)
+# Keys of a route that say what its programs may do.
+_CONFINES = ("user", "group", "no_new_privileges", "limits", "landlock", "cgroup")
 # Keys of a pool that its manager is told by other means.
 _NO_DIRECTIVES = ("command", "app", "listen", "max_children", "env")
 
@@ -81,6 +84,7 @@ class _Builder:
         server = document.server
         if not document.routes:
             raise Mistake(("routes",), 'nothing would be served; write [[routes]] with path = "/cgi-bin/", say')
+        self._confiner = Confiner(server, self._path)
         self._limits, self._times = server_limits(server), timeouts(server)
         for name, table in document.pools.items():
             self._pools[name] = self._pool(("pools", name), name, table)
@@ -93,7 +97,7 @@ class _Builder:
                 asked = self._server((*where, "authorizer"), keys.authorizer, routes[-1].prefix, 0)
                 authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
         self._refuse_same(routes)
-        account = _account(document)
+        account = self._confiner.account
         tls = self._tls(document)
         texts = server.listen if server.listen is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
         listen = plain([_address(("server", "listen", at), text) for at, text in enumerate(texts)], tls)
@@ -103,7 +107,13 @@ class _Builder:
             routes=tuple(routes),
             rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
             https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
-            pools=tuple(for_account(pool, account) for pool in (*self._pools.values(), *self._more)),
+            pools=tuple(
+                for_worker(pool, account)
+                for pool in (
+                    *(for_account(pool, account, server.no_new_privileges) for pool in self._pools.values()),
+                    *self._more,
+                )
+            ),
             account=account,
             no_new_privileges=server.no_new_privileges,
             authorizers=tuple(authorizers),
@@ -250,9 +260,10 @@ class _Builder:
         env = _env((*where, "env"), keys.env)
         if keys.cgi:
             return self._cgi(where, prefix, keys, env)
-        for name in ("warm", "preload", "kill_group"):
+        for name in ("warm", "preload", "kill_group", *_CONFINES):
             if getattr(keys, name):
-                raise Mistake((*where, name), "goes with cgi alone")
+                elsewhere = "; a pool has its own, in its table" if name in _CONFINES and keys.fastcgi else ""
+                raise Mistake((*where, name), f"goes with cgi alone{elsewhere}")
         if keys.stream_body and not keys.fastcgi:
             raise Mistake((*where, "stream_body"), "goes with cgi or fastcgi, which are given bodies")
         if keys.redirect:
@@ -311,6 +322,7 @@ class _Builder:
             warm,
             tuple(keys.preload),
             stream_body=keys.stream_body,
+            confinement=self._confiner.of(where, keys),
         )
         return replace(mount, reuse=self._reuse(where, mount)) if warm == "reuse" else mount
 
@@ -322,7 +334,9 @@ class _Builder:
             path = os.path.join(self._sockets, f"reuse-{len(self._more)}.sock")
             command = tuple(pool_command(recipe))
             server = FastCgiServer(name, Address(path=path), default_children())
-            self._more.append(self._checked(where, Pool(server, command, mount.env, CATCHING)))
+            pool = confined_pool(where, Pool(server, command, mount.env, CATCHING), mount.confinement)
+            pool = for_account(pool, mount.confinement.account, mount.confinement.no_new_privileges)
+            self._more.append(self._checked(where, pool))
             found.append((recipe, server))
         return tuple(found)
 
@@ -376,14 +390,6 @@ def _checked_prefix(option: str, text: str, prefix: str, _: str) -> str:
     if trouble := prefix_trouble(prefix):
         raise UsageError(f"{option} {text}: {trouble}")
     return prefix
-
-
-def _account(document: Document) -> Account | None:
-    server = document.server
-    try:
-        return account_of(server.user, server.group)
-    except UnknownAccount as error:
-        raise Mistake(("server", "user" if server.user else "group"), str(error)) from None
 
 
 def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:

@@ -89,6 +89,8 @@ def names_at(where: Where) -> list[str]:
     """Return the keys that a place may have."""
     kind: object = Document
     for part in where:
+        if isinstance(part, int):
+            continue  # an element has the kind that was found for its list
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
             kind = fields.get(str(part))

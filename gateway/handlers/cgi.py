@@ -18,6 +18,9 @@ from gateway.cgi.process import is_ending
 from gateway.cgi.stderr import ErrorStream
 from gateway.cgi.stdin import StdinPipe
 from gateway.cgi.variables import Script, concerns_start, mount_variables, request_variables
+from gateway.confinement.cgroup import OomWatch
+from gateway.confinement.model import Confinement
+from gateway.confinement.words import limit_met
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.handlers.reuse import ReusedScripts
@@ -46,11 +49,13 @@ _STDOUT_GRACE = 0.25
 class CgiDirectory:
     """A mounted directory of programs."""
 
-    def __init__(self, worker: Worker, mount: CgiMount, number: int) -> None:
-        """Take the mount and its `number` in the settings."""
+    def __init__(self, worker: Worker, mount: CgiMount, number: int, spawner: int, ooms: OomWatch) -> None:
+        """Take the mount, its `number` in the settings, the number of its spawner, and what watches its cgroup."""
         self.worker = worker
         self.mount = mount
         self.number = number
+        self.spawner = spawner
+        self.ooms = ooms
         self._cold: set[tuple[str, str]] = set()  # what was said of scripts that are not run warm
         self.directory = os.fsencode(os.path.abspath(mount.directory))
         self.prefix = mount.prefix.encode()
@@ -82,7 +87,7 @@ class CgiRun:
     """
 
     __slots__ = (
-        "_bad_output", "_body", "_deadline", "_error_stream", "_exchange", "_home", "_listens_stderr", "_pid",
+        "_bad_output", "_body", "_cpu", "_deadline", "_error_stream", "_exchange", "_home", "_listens_stderr", "_pid",
         "_reads_stdout", "_redirects", "_relay", "_run_id", "_script", "_status", "_stdin", "_stdout", "_stream",
         "_timer", "_worker",
     )  # fmt: skip
@@ -105,12 +110,18 @@ class CgiRun:
         self._error_stream: ErrorStream | None = None
         self._listens_stderr = False
         self._bad_output = ""
+        self._cpu = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = math.inf
 
     def __repr__(self) -> str:
         state = "waiting" if not self._run_id else f"pid {self._pid}" if self._status is None else "ended"
         return f"<CgiRun {self._name} {state}>"
+
+    @property
+    def spawner(self) -> int:
+        """The number of the spawner that starts it."""
+        return self._home.spawner
 
     @property
     def _name(self) -> str:
@@ -145,7 +156,8 @@ class CgiRun:
             reading, to_program = self._make_descriptors()
         except OSError as error:
             self._over()
-            exchange.fail(diagnosis.start_failed(self._script.filename, "exec", error.errno or 0))
+            # That is the server's lack, and not one of the program's limits.
+            exchange.fail(diagnosis.start_failed(self._script.filename, "exec", error.errno or 0, Confinement()))
             return
         body = self._body or self._stream
         variables = request_variables(
@@ -222,7 +234,10 @@ class CgiRun:
 
     def not_started(self, phase: str, error: int) -> None:
         """The start failed."""
-        self._give_up(diagnosis.start_failed(self._script.filename, phase, error))
+        fault = diagnosis.start_failed(self._script.filename, phase, error, self._home.mount.confinement)
+        if fault.status == 403:
+            self._worker.error_log.warning(fault.words, self._exchange.id)
+        self._give_up(fault)
 
     def is_cold(self, why: str) -> None:
         """It was to be run warm, and is started cold."""
@@ -258,6 +273,7 @@ class CgiRun:
         """It was reaped."""
         self._pid = pid
         self._status = status
+        self._cpu = cpu
         self._deadline = math.inf
         self._cancel_timer()
         self._close_stdin()
@@ -382,9 +398,7 @@ class CgiRun:
             self._later(_EXIT_GRACE, self._exit_grace_over)
         elif self._bad_output or not self._relay.has_header:
             why = self._bad_output or "it closed its stdout before the header was complete"
-            ending = diagnosis.Ending(
-                self._script.filename, self._pid, self._status, self._stderr_tail(), self._relay.first_bytes
-            )
+            ending = self._ending(self._relay.first_bytes)
             self._relay.discard()
             exchange.fail(diagnosis.no_header(ending, why))
             self._terminate()
@@ -451,8 +465,15 @@ class CgiRun:
             self._exchange.program_ended(self._pid, "", 0.0, 0)
 
     def _explained(self, why: str) -> str:
-        ending = diagnosis.Ending(self._script.filename, self._pid, self._status, self._stderr_tail())
-        return diagnosis.cut_off(ending, why)
+        return diagnosis.cut_off(self._ending(), why)
+
+    def _ending(self, output: bytes = b"") -> diagnosis.Ending:
+        stderr = self._stderr_tail()
+        home = self._home
+        was_killed = self._status is not None and os.WIFSIGNALED(self._status)
+        oom = was_killed and home.ooms.has_killed()
+        limit = limit_met(home.mount.confinement, self._status, self._cpu, stderr, oom)
+        return diagnosis.Ending(self._script.filename, self._pid, self._status, stderr, output, limit)
 
     def _stderr_tail(self) -> str:
         if not self._error_stream:

@@ -81,20 +81,23 @@ _Key = tuple[int, Recipe]
 class Keeper:
     """Runs scripts warm.
 
-    `spawn`: starts a process, see `Interpreter`. `begun`: a request that was held has found its process. `cold`: it has
-    to be started cold after all. `was_cold`: process `pid` has executed the script after all. Raises OSError.
+    `spawn` starts a process, `limit` limits a child that waits, see `Interpreter`. `begun`: a request that was held has
+    found its process. `cold`: it has to be started cold after all. `was_cold`: process `pid` has executed the script
+    after all. Raises OSError.
     """
 
     def __init__(
         self,
         mounts: Mapping[int, WarmMount],
         spawn: Starter,
+        limit: Callable[[int], None],
         begun: Callable[[wire.Start, int], None],
         cold: Callable[[wire.Start, list[int], str], None],
         was_cold: Callable[[int, str], None],
     ) -> None:
         self._mounts = mounts
         self._spawn = spawn
+        self._limit = limit
         self._begun = begun
         self._cold = cold
         self._was_cold = was_cold
@@ -202,7 +205,9 @@ class Keeper:
             return trouble.why
         mount = self._mounts[key[0]]
         try:
-            return Interpreter(key[1], mount.environment, mount.preload, self._address, self._spawn, before)
+            return Interpreter(
+                key[1], mount.environment, mount.preload, self._address, self._spawn, self._limit, before
+            )
         except (OSError, Unknown) as error:
             why = f"{os.fsdecode(key[1].executable)} cannot be started: {getattr(error, 'strerror', '') or error}"
             return self._note_trouble(key, why)
