@@ -46,7 +46,29 @@ MISTAKES = [
     ('[server]\ntemp_dir = "nowhere"\n' + ROUTE, r":2: server\.temp_dir: .*/nowhere is no directory"),
     ('[server]\nlog_format = "xml"\n' + ROUTE, r":2: server\.log_format: 'xml': one of combined, json"),
     ("", r":1: routes: nothing would be served; write \[\[routes\]\]"),
-    ("[server\n", r": not TOML: .*line 1"),
+    ("[server\n", r":1: not TOML: .*line 1"),
+    ("[server]\nworkers = 1\n[server]\n" + ROUTE, r":3: not TOML: .*server"),
+    ("x = " + "[" * 20_000, r": not TOML that can be read: "),
+    (f"x = {'9' * 5000}\n", r": not TOML that can be read: "),
+    ('[server]\nuser = "a\\u0000"\n' + ROUTE, r":2: server\.user: there is a NUL in it"),
+    ("[server]\nworkers = 0\n" + ROUTE, r":2: server\.workers: 0: a number from 1 to 1024"),
+    ("[server]\nlisten = []\n" + ROUTE, r":2: server\.listen: empty: nobody could come"),
+    ('[server]\nlisten = ["[::1]:1", "[::1]:1"]\n' + ROUTE, r":2: server\.listen\[2\]: '\[::1\]:1' is there twice"),
+    ('[server]\nsend_timeout = "9999999999d"\n' + ROUTE, r":2: server\.send_timeout: '9999999999d' is not a time"),
+    (ROUTE + 'cig = "x"\n', r":4: routes\[1\]\.cig: there is no such key; did you mean cgi\?"),
+    (ROUTE + 'index = ["x"]\n', r":4: routes\[1\]\.index: goes with root, and has no effect here"),
+    ('[[routes]]\npath = "/"\nroot = "site"\nenv = { A = "1" }\n', r":4: routes\[1\]\.env: goes with .*cgi"),
+    ('[[routes]]\npath = "/"\nroot = "site"\nindex = ["../x"]\n', r":4: routes\[1\]\.index\[1\]: '\.\./x': the name"),
+    (ROUTE + 'sendfile_root = "no"\n', r":4: routes\[1\]\.sendfile_root: the directory .* does not exist"),
+    (ROUTE + 'try_files = ["/../x", "/y"]\n', r":4: routes\[1\]\.try_files\[1\]: '/\.\./x': write \$path"),
+    (ROUTE + 'try_files = ["$path", "/ä"]\n', r":4: routes\[1\]\.try_files\[2\]: '/ä': a path or URL"),
+    (ROUTE + 'hosts = ["bücher.example:80"]\n', r":4: routes\[1\]\.hosts\[1\]: .*; write, say, xn--bcher-kva\.example"),
+    (ROUTE + '[[rewrites]]\nmatch = "(a)"\nto = "/$2"\n', r":6: rewrites\[1\]\.to: \$2: the groups of match end at 1"),
+    (ROUTE + '[[rewrites]]\nmatch = "a"\nto = "/b"\nhosts = ["a b"]\n', r":7: rewrites\[1\]\.hosts\[1\]: 'a b' is no"),
+    ('[[routes]]\npath = "/"\nredirect = { to = "$request_uri" }\n', r":3: .*: there is no \$request_uri; there"),
+    ("[clients]\nlimit_status = 450\n" + ROUTE, r":2: clients\.limit_status: 450: write 429 or 503"),
+    ("[clients]\nlimit_connections = -1\n" + ROUTE, r":2: .*; write, say, limit_connections = 20"),
+    ('[clients]\nlimit_rate = "1\\n2"\n' + ROUTE, r":2: clients\.limit_rate: 1\\n2: not a rate"),
     (ROUTE + ROUTE, r":5: routes\[2\]\.path: the same as of routes\[1\], which always wins"),
     (ROUTE + '[[routes]]\npath = "/a"\n', r":4: routes\[2\]: what answers is missing; write cgi, root, fastcgi or"),
     (ROUTE + '[[routes]]\npath = "/../a"\ncgi = "cgi"\n', r":5: routes\[2\]\.path: '/../a/' is no prefix of a path"),
@@ -88,6 +110,29 @@ def test_a_mistake_is_one_line(place, text, message):
     with pytest.raises(ConfigFileError, match=rf"^{path}{message}") as caught:
         read_file(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_do_no_harm(place):
+    path = place / "gateway.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ROUTE.replace("\n", "\r\n").encode())
+    assert read_file(str(path)).mounts[0].prefix == "/cgi-bin/"
+
+
+def test_a_host_that_is_named_twice_in_one_route_does_no_harm(place):
+    settings = read_file(str(write(place, ROUTE + 'hosts = ["a.example", "A.example"]\n')))
+    assert settings.routes[0].hosts == ("a.example", "A.example")
+
+
+@pytest.mark.parametrize("key", ["access_log", "error_log", "pid_file"])
+@pytest.mark.parametrize("name", ["nowhere/file", "site"])
+def test_check_says_what_the_server_could_not_write(place, key, name):
+    path = write(place, f'[server]\nlisten = ["127.0.0.1:0"]\n{key} = "{name}"\n{ROUTE}')
+    command = [sys.executable, "-m", "gateway", "--config", path]
+    checked = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert f"FAILS  {key} {place}/{name}: " in checked.stdout
+    assert "the server would not start" in checked.stdout
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
 
 
 def test_the_command_line_says_it_and_ends(place):
