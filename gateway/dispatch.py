@@ -66,7 +66,8 @@ class Dispatcher:
             return
         port = b"" if self._https_port == 443 else b":%d" % self._https_port
         # The method stays (RFC 9110 section 15.4.9).
-        exchange.respond(308, [(b"Location", b"https://" + host + port + exchange.request.target)], b"")
+        target = expand("$uri", exchange.request, b"", [])
+        exchange.respond(308, [(b"Location", b"https://" + host + port + target)], b"")
 
     def route(self, exchange: Exchange, redirects: int) -> None:
         """Hand `exchange` to what its path leads to, after so many redirects within the server."""
@@ -148,7 +149,9 @@ class Dispatcher:
             if not any(b"/" in segment for segment in match.rest) and _is_there(
                 os.fsencode(mount.directory) + b"/" + b"/".join(segments), is_directory
             ):
-                endpoint.handler.answer(exchange, segments, is_directory, redirects)
+                # What is asked for without the slash at its end gets it first: links of its page are relative to that.
+                has_slash = is_directory and (match.is_directory or candidate != "$path/")
+                endpoint.handler.answer(exchange, segments, has_slash, redirects)
                 return
         if last.startswith("="):
             exchange.fail(Fault(int(last[1:]), "none of the route's files is there"))

@@ -336,6 +336,30 @@ def test_error_pages(configured, place):
     server.wait_for_access('"GET /cgi-bin/nosuch HTTP/1.1" 404 ')
 
 
+def test_an_error_page_is_whole_whatever_the_client_has(configured, place):
+    (place / "site" / "404.html").write_text("<p>nothing here")
+    server = configured(
+        '[[routes]]\npath = "/"\nroot = "site"\nerror_pages = { 404 = "/404.html", 405 = "/404.html" }\n'
+    )
+    tag = server.get("/nosuch").headers["ETag"]
+    late = "Fri, 01 Jan 2038 00:00:00 GMT"
+    for headers in ({"If-None-Match": tag}, {"If-Modified-Since": late}, {"If-Match": '"x"'}, {"Range": "bytes=0-1"}):
+        answer = server.get("/nosuch", headers=headers)
+        assert (answer.status, answer.text) == (404, "<p>nothing here")
+        assert "Content-Range" not in answer.headers
+    answer = server.get("/404.html", method="POST", body=b"x")
+    assert (answer.status, answer.text, answer.headers["Allow"]) == (405, "<p>nothing here", "GET, HEAD")
+
+
+def test_try_files_send_to_a_directory_with_its_slash(configured, place):
+    (place / "site" / "below").mkdir()
+    (place / "site" / "below" / "index.html").write_text("<p>below")
+    server = configured('[[routes]]\npath = "/"\nroot = "site"\ntry_files = ["$path", "$path/", "=404"]\n')
+    answer = server.get("/below?a=b")
+    assert (answer.status, answer.headers["Location"]) == (301, "/below/?a=b")
+    assert server.get("/below/").text == "<p>below"
+
+
 def test_try_files(configured, place):
     support.script(place / "cgi" / "front", ECHO)
     support.script(place / "cgi" / "real.cgi", "#!/bin/sh\nprintf 'Content-Type: a/b\\n\\nreal'\n")
@@ -362,6 +386,8 @@ def test_http_is_sent_to_https(configured):
     server = configured(f"https_port = 8443\n{ROUTE}")
     answer = server.get("/cgi-bin/hello?a=b", headers={"Host": "some.example:80"})
     assert location(answer) == (308, "https://some.example:8443/cgi-bin/hello?a=b")
+    absolute = server.exchange(b"GET http://other.example/x?y HTTP/1.1\r\nHost: z\r\nConnection: close\r\n\r\n")
+    assert b"\r\nLocation: https://other.example:8443/x?y\r\n" in absolute
     assert server.exchange(b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
