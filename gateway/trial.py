@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from fcgi_pool.listener import Address
+from gateway.clients.settings import ClientSettings
 from gateway.master import Master
 from gateway.prepare import prepare
 from gateway.settings import CgiMount, Settings
@@ -47,7 +48,7 @@ def run_all(settings: Settings, sockets: str) -> int:
         alone = replace(
             settings,
             listen=(address,), workers=1, access_log="off", error_log=log, pid_file="", tls=None, https_port=0,
-            rewrites=(), authorizers=(),
+            rewrites=(), authorizers=(), clients=ClientSettings(),
         )  # fmt: skip
         pid = _start(alone, sockets, log)
         try:

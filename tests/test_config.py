@@ -453,6 +453,24 @@ def test_a_trial_of_what_is_well(place):
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "all ran well")
 
 
+def test_a_trial_is_no_client_that_is_limited(place):
+    limits = '[clients]\nlimit_rate = "1/m"\nproxy_protocol = ["192.0.2.0/24"]\n'
+    support.script(place / "cgi" / "second", "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\n'\n")
+    ended = checked("--config", str(write(place, limits + ROUTE)))
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "all ran well")
+    assert len(re.findall(r"^  ran .*: 200 in ", ended.stdout, re.MULTILINE)) == 2
+
+
+def test_a_full_disk_for_the_pid_file_is_told_and_nothing_serves(place):
+    support.need_file("/dev/full")
+    path = write(place, f'[server]\nlisten = ["unix:s"]\npid_file = "/dev/full"\n{ROUTE}')
+    command = [sys.executable, "-m", "gateway", "--config", path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = "gateway: --pid-file /dev/full: No space left on device; make room, or name another\n"
+    assert (ended.returncode, ended.stderr) == (2, words)
+    assert not (place / "s").exists()
+
+
 def test_run_goes_with_check(place):
     command = [sys.executable, "-m", "gateway", "--cgi-dir", place / "cgi", "--run"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
