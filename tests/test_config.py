@@ -179,6 +179,14 @@ def test_print_config_shows_defaults_too(place):
     assert 'listen[1] = "127.0.0.1:8000"' in shown
 
 
+def test_print_config_has_one_line_for_each_value(place):
+    rule = '[[rewrites]]\nmatch = "a\\nb\\"ä"\nto = "/x"\n'
+    command = [sys.executable, "-m", "gateway", "--config", write(place, ROUTE + rule), "--print-config"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert 'rewrites[1].match = "a\\nb\\"ä"' in shown
+    assert all(re.match(r"[a-z_\[\]0-9.]+ = ", line) for line in shown)
+
+
 # What routes do.
 
 
