@@ -81,7 +81,8 @@ class Dispatcher:
                 return
             match = self._table.match(exchange.request)
         except BadPath as bad:
-            exchange.fail(Fault(400, str(bad)))
+            # A path that a program or a rule has made up is no fault of the client's.
+            exchange.fail(Fault(502, f"a redirect within the server: {bad}") if redirects else Fault(400, str(bad)))
             return
         if match is None:
             exchange.fail(Fault(404, "nothing is mounted there"))
@@ -95,9 +96,18 @@ class Dispatcher:
         for guards in self._guards:
             guard = guards.match(exchange.request.path)
             if guard and not (exchange.granted and exchange.granted.passes(guard.target)):
+                if exchange.policy is None:
+                    self._foresee(exchange)
                 guard.target.ask(exchange, redirects)
                 return True
         return False
+
+    def _foresee(self, exchange: Exchange) -> None:
+        """Have what a guard answers look as the route has it that the request would take: its page for 401, say."""
+        match = self._table.match(exchange.request)
+        endpoint = match.target.for_method(exchange.request.method) if match else ""
+        if not isinstance(endpoint, str) and not endpoint.route.internal:
+            exchange.policy = endpoint.policy
 
     def _follow_rewrite(self, exchange: Exchange, target: bytes, status: int) -> None:
         if status:
@@ -127,8 +137,9 @@ class Dispatcher:
             return
         exchange.policy = endpoint.policy
         if route.redirect:
-            location = expand(route.redirect.to, request, match.path.decoded, [])
-            exchange.respond(route.redirect.status, [(b"Location", location)], b"")
+            location = self._expanded(exchange, route.redirect.to, match)
+            if location:
+                exchange.respond(route.redirect.status, [(b"Location", location)], b"")
         elif route.try_files:
             self._try_files(exchange, endpoint, match, redirects)
         else:
@@ -155,8 +166,17 @@ class Dispatcher:
                 return
         if last.startswith("="):
             exchange.fail(Fault(int(last[1:]), "none of the route's files is there"))
-        else:
-            self.go_on(exchange, expand(last, exchange.request, match.path.decoded, []), redirects)
+        elif target := self._expanded(exchange, last, match):
+            self.go_on(exchange, target, redirects)
+
+    @staticmethod
+    def _expanded(exchange: Exchange, template: str, match: Match[Endpoint[Handler]]) -> bytes:
+        """Return a target with its variables; b"" where the request, which is refused, does not have them."""
+        try:
+            return expand(template, exchange.request, match.path.decoded, [])
+        except BadPath as bad:
+            exchange.fail(Fault(400, str(bad)))
+            return b""
 
 
 def _is_there(path: bytes, is_directory: bool) -> bool:

@@ -83,6 +83,7 @@ MISTAKES = [
     (ROUTE + 'headers = { "A B" = "x" }\n', r":4: routes\[1\]\.headers\.A B: no field of a response"),
     (ROUTE + 'headers = { Date = "x" }\n', r":4: routes\[1\]\.headers\.Date: is the server's own to say"),
     (ROUTE + 'error_pages = { 200 = "/x" }\n', r":4: routes\[1\]\.error_pages\.200: an error is from 400 to 599"),
+    (ROUTE + 'error_pages = { 400 = "/x" }\n', r":4: routes\[1\]\.error_pages\.400: is answered before"),
     (ROUTE + 'error_pages = { 404 = "x" }\n', r":4: routes\[1\]\.error_pages\.404: 'x': a path of this server"),
     (ROUTE + 'try_files = ["x", "/y"]\n', r":4: routes\[1\]\.try_files\[1\]: 'x': write \$path"),
     (ROUTE + 'try_files = ["$path"]\n', r":4: routes\[1\]\.try_files\[1\]: '\$path': the last is a path"),
@@ -316,6 +317,16 @@ def test_files_that_programs_name(configured, place):
     server.wait_for_log("the route has no sendfile_root")
 
 
+@pytest.mark.parametrize("field", ["X-Accel-Redirect", "Location"])
+@pytest.mark.parametrize("target", ["/../x", "/%zz", "/a%00"])
+def test_a_program_that_sends_nowhere_is_at_fault(configured, place, field, target):
+    text = f"#!/bin/sh\necho '{field}: {target}'\necho\n"
+    support.script(place / "cgi" / "away", text)
+    server = configured(ROUTE)
+    assert server.get("/cgi-bin/away").status == 502
+    server.wait_for_log(r"error \[.*\] 502 a redirect within the server: ")
+
+
 def test_headers(configured, place):
     support.script(place / "cgi" / "echo", ECHO)
     headers = 'headers = { X-Frame-Options = "DENY", x-powered-by = "", Server = "mine" }\n'
@@ -359,6 +370,22 @@ def test_an_error_page_is_whole_whatever_the_client_has(configured, place):
     assert (answer.status, answer.text, answer.headers["Allow"]) == (405, "<p>nothing here", "GET, HEAD")
 
 
+def test_who_is_not_let_in_gets_the_page_of_the_route(configured, place):
+    (place / "private" / "login.html").write_text("<p>come in")
+    (place / "site" / "secret").write_text("secret")
+    (place / "users").write_text("bob:$2y$05$" + "." * 53 + "\n")
+    server = configured(
+        '[clients.auth]\n"/site/" = "users"\n'
+        '[[routes]]\npath = "/site/"\nroot = "site"\nheaders = { X-Frame-Options = "DENY" }\n'
+        'error_pages = { 401 = "/open/login.html" }\n'
+        '[[routes]]\npath = "/open/"\nroot = "private"\ninternal = true\n'
+    )
+    answer = server.get("/site/secret")
+    assert (answer.status, answer.text) == (401, "<p>come in")
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+    assert server.get("/open/login.html").status == 404
+
+
 def test_try_files_send_to_a_directory_with_its_slash(configured, place):
     (place / "site" / "below").mkdir()
     (place / "site" / "below" / "index.html").write_text("<p>below")
@@ -388,6 +415,16 @@ def test_a_loop_within_the_server_ends(configured):
     server = configured('[[routes]]\npath = "/"\ncgi = "cgi"\ntry_files = ["$path", "/nosuch"]\n')
     assert server.get("/other").status == 500
     server.wait_for_log("the request was sent on within the server for the 11th time")
+
+
+def test_where_to_is_not_known_without_a_host(configured):
+    server = configured(
+        '[[routes]]\npath = "/"\nredirect = { to = "https://$host$uri" }\n'
+        '[[routes]]\npath = "/files/"\nroot = "site"\ntry_files = ["$path", "/$host"]\n'
+        '[[rewrites]]\nmatch = "^/old"\nto = "//$host/new"\nstatus = 301\n'
+    )
+    for path in (b"/", b"/old", b"/files/x"):
+        assert server.exchange(b"GET " + path + b" HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
 def test_http_is_sent_to_https(configured):

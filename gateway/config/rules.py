@@ -13,6 +13,8 @@ _FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE = re.compile(r"\$(\w+)")
+# Said of a request whose head cannot be taken, or that is broken off.
+_EARLY = frozenset((400, 408, 414, 417, 431, 505))
 _VARIABLES = ("host", "uri", "path")
 
 # Keys of a route that have an effect with some of its answers alone; their values without effect; and those answers.
@@ -92,6 +94,8 @@ def checked_error_pages(where: Where, pages: Mapping[str, str]) -> tuple[tuple[i
     for status, path in pages.items():
         if not re.fullmatch(r"[45][0-9]{2}", status):
             raise Mistake((*where, status), "an error is from 400 to 599")
+        if int(status) in _EARLY:
+            raise Mistake((*where, status), "is answered before there is a route, and has no effect here")
         if not path.startswith("/"):
             raise Mistake((*where, status), f"{path!r}: a path of this server, as /errors/404.html")
     return tuple((int(status), path) for status, path in pages.items())
