@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 
-from gateway.http.message import Request
+from gateway.http.message import Refused, Request
 from gateway.log_file import LogFile, escape
 
 
@@ -69,6 +69,13 @@ class Record:
             if request:
                 request.notes["quoted"] = known
         return str(known)
+
+
+def refused_record(client: str, refused: Refused, size: int, outcome: str) -> Record:
+    """Return the access log's record of what was no request."""
+    record = Record(client, None, "-")
+    record.status, record.bytes, record.outcome, record.duration = refused.status, size, outcome, 1e-6
+    return record
 
 
 def _origin(request: Request) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from gateway.cgi.warm.reuse import reuse_recipe
 from gateway.cgi.warm.shebang import recipe_for
 from gateway.clients.settings import ClientSettings
 from gateway.diagnosis import interpreter_trouble
-from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount, StaticMount
+from gateway.settings import CgiMount, FastCgiMount, Route, Settings, SiteMount, StaticMount
 
 
 def report(settings: Settings) -> int:
@@ -20,6 +20,11 @@ def report(settings: Settings) -> int:
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
     for words in _limits(settings.clients):
         print(words)
+    for route in settings.routes:
+        if words := _own(route):
+            print(f"limit    {route.prefix}: {words}")
+        if route.auth:
+            print(f"auth     {route.prefix} -> {route.auth.file}")
     for pool in settings.pools:
         print(f"pool     {pool.server.name}: {pool.server.connections} × {pool.program}")
         for directive in pool.directives:
@@ -34,7 +39,11 @@ def report(settings: Settings) -> int:
     faults = list(_faults(settings))
     for words in faults:
         print(f"  FAILS  {words}")
-    troubles = sum(_report_mount(mount) for mount in settings.mounts if isinstance(mount, CgiMount))
+    troubles = sum(
+        _report_mount(mount, settings.named("--warm require"))
+        for mount in settings.mounts
+        if isinstance(mount, CgiMount)
+    )
     if faults:
         print("the server would not start")
     else:
@@ -44,15 +53,15 @@ def report(settings: Settings) -> int:
 
 def _faults(settings: Settings) -> Iterator[str]:
     """Yield what the server could not write at its start. Nothing is created: it may be too early."""
-    files = {"access_log": settings.access_log, "error_log": settings.error_log, "pid_file": settings.pid_file}
-    for name, path in files.items():
+    files = {"--access-log": settings.access_log, "--error-log": settings.error_log, "--pid-file": settings.pid_file}
+    for option, path in files.items():
         if path not in ("", "-", "off") and (trouble := _trouble_of_file(path)):
-            yield f"{name} {path}: {trouble}; name a file that can be written to"
+            yield f"{settings.named(option)} {path}: {trouble}; name a file that can be written to"
     for address in settings.listen:
         directory = os.path.dirname(os.path.abspath(address.path))
         if address.path and not os.access(directory, os.W_OK | os.X_OK):
             what = "cannot be written to" if os.path.isdir(directory) else "does not exist"
-            yield f"listen {address}: the directory {directory} {what}"
+            yield f"{settings.named('--listen')} {address}: the directory {directory} {what}"
     paths = [os.path.abspath(pool.server.address.path) for pool in settings.pools if pool.server.address.path]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         yield f"listen of two pools is unix:{path}; give each its own"
@@ -68,6 +77,23 @@ def _trouble_of_file(path: str) -> str:
     return "" if os.access(there, os.W_OK) else f"{there} cannot be written to"
 
 
+def _own(route: Route) -> str:
+    """Return the limits of a route's own in words, "" for none."""
+    limits = route.limits
+    if not limits:
+        return ""
+    found = [
+        f"a body of {limits.max_body} bytes",
+        f"{limits.body:g} s for its pauses, {limits.send:g} s for those of the client",
+        f"{limits.script:g} s for those of a program, {limits.queue:g} s in line",
+    ]
+    if limits.rate:
+        found.append(f"{limits.rate.rate:g} requests a second of one client")
+    if limits.connections:
+        found.append(f"{limits.connections} at once")
+    return ", ".join(found)
+
+
 def _limits(clients: ClientSettings) -> list[str]:
     rate, proxy, real = clients.rate, clients.proxy_protocol, clients.real_ip
     found = []
@@ -77,6 +103,8 @@ def _limits(clients: ClientSettings) -> list[str]:
         found.append(f"limit    {rate.rate:g} requests a second of one client{burst}")
     if clients.connections:
         found.append(f"limit    {clients.connections} connections of one client")
+    if clients.exempt:
+        found.append(f"exempt   {clients.exempt}")
     if proxy:
         where = ", ".join(map(str, proxy.listen)) or "all"
         found.append(f"trust    PROXY headers on {where} from {proxy.trust}")
@@ -86,7 +114,7 @@ def _limits(clients: ClientSettings) -> list[str]:
     return found
 
 
-def _report_mount(mount: CgiMount) -> int:
+def _report_mount(mount: CgiMount, required: str) -> int:
     print(f"cgi      {mount.prefix} -> {mount.directory}")
     search = mount_variables(b"", mount.env).get(b"PATH", b"")
     troubles = 0
@@ -97,7 +125,7 @@ def _report_mount(mount: CgiMount) -> int:
             trouble = _trouble(path)
             manner = _manner(path, mount, search) if mount.warm and not trouble and os.access(path, os.X_OK) else ""
             if manner.startswith("cold") and mount.warm == "require":
-                trouble, manner = f"{manner} (--warm require)", ""
+                trouble, manner = f"{manner} ({required})", ""
             if trouble:
                 troubles += 1
             elif not os.access(path, os.X_OK):

@@ -87,7 +87,8 @@ class Master:
             pid_file.write()
         except OSError as error:
             self._served.undo()
-            raise UsageError(f"--pid-file {pid_file.path}: {error.strerror}; make room, or name another") from None
+            name = self._served.settings.named("--pid-file")
+            raise UsageError(f"{name} {pid_file.path}: {error.strerror}; make room, or name another") from None
 
     @property
     def _generations(self) -> list[Generation]:

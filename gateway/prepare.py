@@ -35,17 +35,17 @@ class Prepared:
 
 def prepare(settings: Settings, there: Iterable[Listener]) -> Prepared:
     """Open what `settings` need, with the listeners that are `there` already; raise UsageError."""
-    opened("--error-log", lambda: ErrorLog(settings.error_log).close())
-    opened("--access-log", lambda: LogFile(settings.access_log, 1).close())
+    opened(settings.named("--error-log"), lambda: ErrorLog(settings.error_log).close())
+    opened(settings.named("--access-log"), lambda: LogFile(settings.access_log, 1).close())
     own_logs(settings)
     pid_file = PidFile(settings.pid_file)
-    opened("--pid-file", pid_file.check)
-    return Prepared(settings, listen_at(settings.listen, there), pid_file)
+    opened(settings.named("--pid-file"), pid_file.check)
+    return Prepared(settings, listen_at(settings.listen, there, settings.named("--listen")), pid_file)
 
 
-def opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
+def opened(name: str, open_it: Callable[[], _Opened]) -> _Opened:
     """Return what `open_it` returns; raise UsageError for a file that cannot be opened."""
     try:
         return open_it()
     except OSError as error:
-        raise UsageError(f"{option} {error.filename}: {error.strerror}; name a file that can be written to") from None
+        raise UsageError(f"{name} {error.filename}: {error.strerror}; name a file that can be written to") from None
