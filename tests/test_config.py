@@ -166,6 +166,23 @@ def test_paths_begin_at_the_files_directory(place):
     assert settings.pid_file == f"{place}/run/pid"
 
 
+def test_sockets_and_pools_begin_at_the_files_directory(place):
+    text = (
+        '[server]\nlisten = ["unix:front"]\n[clients]\nproxy_protocol = ["unix:front=unix:"]\n'
+        '[pools.a]\ncommand = ["cgi/hello", "x/y"]\nlisten = "unix:pool"\nchdir = "site"\nslowlog = "slow"\n'
+        '[pools.b]\ncommand = ["sh"]\n'
+        '[[routes]]\npath = "/"\nfastcgi = "unix:back"\n'
+    )
+    settings = read_file(str(write(place, text)))
+    assert settings.listen[0].path == f"{place}/front"
+    assert settings.clients.proxy_protocol.listen[0].path == f"{place}/front"
+    assert settings.fastcgi_servers[0].address.path == f"{place}/back"
+    first, second = settings.pools
+    assert (first.command, first.server.address.path) == ((f"{place}/cgi/hello", "x/y"), f"{place}/pool")
+    assert {f"chdir={place}/site", f"slowlog={place}/slow"} <= set(first.directives)
+    assert second.command == ("sh",)
+
+
 def test_the_reference_is_that_of_the_code():
     assert (support.ROOT / "docs" / "configuration.rst").read_text() == page()
 

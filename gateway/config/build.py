@@ -126,11 +126,10 @@ class _Builder:
             are_of_file=True,
         )
 
-    @staticmethod
-    def _listen(texts: list[str]) -> tuple[Address, ...]:
+    def _listen(self, texts: list[str]) -> tuple[Address, ...]:
         found: list[Address] = []
         for at, text in enumerate(texts):
-            address = _address(("server", "listen", at), text)
+            address = _address(("server", "listen", at), self._whole(text))
             if address in found and (address.path or address.port):
                 raise Mistake(("server", "listen", at), f"{text!r} is there twice; give each one once")
             found.append(address)
@@ -141,6 +140,30 @@ class _Builder:
 
     def _path(self, text: str) -> str:
         return os.path.normpath(os.path.join(self._directory, os.path.expanduser(text)))
+
+    def _whole(self, text: str) -> str:
+        """Return an address whose path, if it is one of a Unix socket, begins at the root."""
+        kind, _, path = text.partition(":")
+        return f"unix:{self._path(path)}" if kind == "unix" and path else text
+
+    def _whole_pool(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a pool's keys with whole paths: of its program where it is named by one, not found in PATH."""
+        found = dict(table)
+        for key, value in table.items():
+            name = key_of(key)
+            if name == "command" and isinstance(value, list) and value and "/" in str(value[0]):
+                found[key] = [self._path(str(value[0])), *value[1:]]
+            elif not isinstance(value, str) or not value:
+                continue
+            elif name in ("listen", "status_listen"):
+                found[key] = self._whole(value)
+            elif (
+                (name == "python" and "/" in value)
+                or (name == "slowlog" and value != "-")
+                or (name == "chdir" and "chroot" not in table)
+            ):
+                found[key] = self._path(value)
+        return found
 
     def _temp_dir(self, text: str) -> str:
         path = self._path(text) if text else ""
@@ -173,8 +196,8 @@ class _Builder:
         window = _read(("clients", "rate_window"), seconds, keys.rate_window)
         auth = [f"{prefix}={self._path(file)}" for prefix, file in keys.auth.items()]
         options = argparse.Namespace(
-            **texts, rate_window=f"{window:g}", proxy_protocol=keys.proxy_protocol, real_ip=keys.real_ip, auth=auth,
-            exempt=keys.exempt,
+            **texts, rate_window=f"{window:g}", real_ip=keys.real_ip, auth=auth, exempt=keys.exempt,
+            proxy_protocol=[self._whole(text) if "=" in text else text for text in keys.proxy_protocol],
         )  # fmt: skip
         try:
             return client_settings(options, listen, _checked_prefix)
@@ -189,6 +212,7 @@ class _Builder:
     # -- pools
 
     def _pool(self, where: Where, name: str, table: Mapping[str, Any]) -> Pool:
+        table = self._whole_pool(table)
         try:
             config = read_pool(name, table)
         except ConfigError as error:
@@ -327,7 +351,7 @@ class _Builder:
             return self._pools[rest].server
         if kind not in ("unix", "tcp"):
             raise Mistake(where, f"{text!r} is no address; write pool:NAME, unix:PATH or tcp:HOST:PORT")
-        address = _address(where, text)
+        address = _address(where, self._whole(text))
         try:
             resolve(address)
         except OSError as error:
