@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import reuse_recipe
@@ -44,6 +45,9 @@ def report(settings: Settings) -> int:
         elif isinstance(mount, StaticMount):
             print(f"static   {mount.prefix} -> {mount.directory}{', with listings' if mount.listing else ''}")
     mounts = [mount for mount in settings.mounts if isinstance(mount, CgiMount)]
+    faults = list(_faults(settings))
+    for words in faults:
+        print(f"  FAILS  {words}")
     troubles = sum(_report_mount(mount, settings.account, settings.named("--warm require")) for mount in mounts)
     warnings = unenforced(settings.confinements, tries_cgroup=True)
     for words in [*warnings, *([root] if (root := as_root(settings)) else [])]:
@@ -52,9 +56,37 @@ def report(settings: Settings) -> int:
         print(f"{refused} of the certificates would be refused")
     if troubles:
         print(f"{troubles} of the programs would fail")
-    if not troubles and not refused:
+    if faults:
+        print("the server would not start")
+    if not troubles and not refused and not faults:
         print("all well")
-    return 1 if troubles or refused else 0
+    return 1 if troubles or refused or faults else 0
+
+
+def _faults(settings: Settings) -> Iterator[str]:
+    """Yield what the server could not write at its start. Nothing is created: it may be too early."""
+    files = {"--access-log": settings.access_log, "--error-log": settings.error_log, "--pid-file": settings.pid_file}
+    for option, path in files.items():
+        if path not in ("", "-", "off") and (trouble := _trouble_of_file(path)):
+            yield f"{settings.named(option)} {path}: {trouble}; name a file that can be written to"
+    for address in settings.listen:
+        directory = os.path.dirname(os.path.abspath(address.path))
+        if address.path and not os.access(directory, os.W_OK | os.X_OK):
+            what = "cannot be written to" if os.path.isdir(directory) else "does not exist"
+            yield f"{settings.named('--listen')} {address}: the directory {directory} {what}"
+    paths = [os.path.abspath(pool.server.address.path) for pool in settings.pools if pool.server.address.path]
+    for path in sorted({path for path in paths if paths.count(path) > 1}):
+        yield f"listen of two pools is unix:{path}; give each its own"
+
+
+def _trouble_of_file(path: str) -> str:
+    if os.path.isdir(path):
+        return "it is a directory"
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory):
+        return f"the directory {directory} does not exist"
+    there = path if os.path.exists(path) else directory
+    return "" if os.access(there, os.W_OK) else f"{there} cannot be written to"
 
 
 def _own(route: Route) -> str:

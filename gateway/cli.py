@@ -197,6 +197,10 @@ def _keep_descriptors() -> None:
 
 
 def _serve(options: argparse.Namespace, sockets: str) -> int:
+    if options.config:
+        # What is reloaded is the file of that name, not that of a directory which was moved away meanwhile.
+        with contextlib.suppress(OSError):
+            options.config = os.path.abspath(options.config)
     predecessor, notifier = Predecessor(), Notifier()
     there = predecessor.listeners or [given(*named) for named in given_descriptors()]
     prepared = prepare(_settings_with(options, sockets), there)

@@ -379,32 +379,32 @@ class Exchange:
             self.truncate(outcome)
             return
         self.record.outcome = outcome
-        if self._is_answered_by_page(fault):
+        told: Fields = []
+        if fault.retry_after:
+            told.append((b"Retry-After", b"%d" % fault.retry_after))
+        if fault.allow:
+            told.append((b"Allow", fault.allow.encode()))
+        if fault.challenge:
+            told.append((b"WWW-Authenticate", fault.challenge.encode()))
+        if self._is_answered_by_page(fault, told):
             return
         if fault.status == 400 or fault.closes:
             self._connection.refuse_more()
         words = fault.words if self.worker.settings.debug or fault.is_public else ""
         page = pages.error_page(fault.status, REASONS.get(fault.status, b""), self.id, words)
-        fields = list(_HTML)
-        if fault.retry_after:
-            fields.append((b"Retry-After", b"%d" % fault.retry_after))
-        if fault.allow:
-            fields.append((b"Allow", fault.allow.encode()))
-        if fault.challenge:
-            fields.append((b"WWW-Authenticate", fault.challenge.encode()))
-        self.respond(fault.status, fields, page)
+        self.respond(fault.status, [*_HTML, *told], page)
 
-    def _is_answered_by_page(self, fault: Fault) -> bool:
-        """Have the route's own page for this error answer, unless it is that which fails."""
+    def _is_answered_by_page(self, fault: Fault, told: Fields) -> bool:
+        """Have the route's own page for this error answer, with the fields `told`, unless it is that which fails."""
         path = self.policy.error_pages.get(fault.status) if self.policy and not self._forced else None
         # After a request that is broken off nothing else is done for its connection.
         if not path or fault.status in (400, 408):
             return False
         self._forced = fault.status
         self.responder = None
-        self.carried = []
+        self.carried = told
         target, _, query = path.partition(b"?")
-        self.request = self.request.redirected(target, query)
+        self.request = self.request.for_error_page(target, query)
         self.worker.route(self, 1)
         return True
 

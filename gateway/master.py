@@ -27,6 +27,7 @@ from gateway.settings import Settings
 from gateway.succession import Succession
 from gateway.systemd import Notifier
 from gateway.upgrade import Predecessor, Successor
+from gateway.usage import UsageError
 
 # A worker that is told to drain accepts no more within milliseconds; one that is stuck is not waited for, in seconds.
 _CLOSING = 1.0
@@ -72,7 +73,7 @@ class Master:
         """Serve until told to stop; return the exit status."""
         self._parent.catch_signals(self._take_signal)
         if not self._predecessor.is_there:
-            self._served.pid_file.write()
+            self._write_pid()
         self._begin(self._served, is_first=True)
         while not self._is_over:
             self._parent.wait(self._due)
@@ -84,6 +85,16 @@ class Master:
         self._parent.ignore_signals()
         self._log.say("stopped")
         return self._status
+
+    def _write_pid(self) -> None:
+        """Have the pid in its file before anything is started; raise UsageError."""
+        pid_file = self._served.pid_file
+        try:
+            pid_file.write()
+        except OSError as error:
+            self._served.undo()
+            name = self._served.settings.named("--pid-file")
+            raise UsageError(f"{name} {pid_file.path}: {error.strerror}; make room, or name another") from None
 
     @property
     def _generations(self) -> list[Generation]:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from fcgi_pool.listener import Address
+from gateway.clients.settings import ClientSettings
 from gateway.master import Master
 from gateway.prepare import prepare
 from gateway.private_directory import private_directory
-from gateway.settings import CgiMount, Settings
+from gateway.settings import CgiMount, Route, Settings
 from gateway.systemd import Notifier
 from gateway.upgrade import Predecessor
 
@@ -47,7 +48,7 @@ def run_all(settings: Settings, sockets: str) -> int:
         alone = replace(
             settings,
             listen=(address,), workers=1, access_log="off", error_log=log, pid_file="", tls=None, https_port=0,
-            rewrites=(), authorizers=(),
+            rewrites=(), authorizers=(), clients=ClientSettings(), routes=tuple(map(_open, settings.routes)),
         )  # fmt: skip
         pid = _start(alone, sockets)
         try:
@@ -57,6 +58,12 @@ def run_all(settings: Settings, sockets: str) -> int:
             os.waitpid(pid, 0)
     print(f"{failed} failed" if failed else "all ran well")
     return 1 if failed else 0
+
+
+def _open(route: Route) -> Route:
+    """Return a route that lets everybody in, as often as they like."""
+    limits = route.limits and replace(route.limits, rate=None, connections=0)
+    return replace(route, limits=limits, auth=None)
 
 
 def _start(settings: Settings, sockets: str) -> int:

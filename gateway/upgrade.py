@@ -7,6 +7,7 @@ this one; then it says so, and this one drains. If it ends before, nothing has c
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -62,6 +63,8 @@ class Successor:
         self, parent: Parent, listeners: Sequence[Listener], pools: Sequence[Listener], notifier: Notifier
     ) -> None:
         """Start it; it inherits the server's `listeners`, and those of `pools`."""
+        if not os.access(sys.executable, os.X_OK):
+            raise FileNotFoundError(errno.ENOENT, f"there is no {sys.executable} any more")
         self._parent = parent
         self._channel, theirs = socket.socketpair()
         self._channel.setblocking(False)
@@ -122,6 +125,6 @@ class Successor:
         if not self.is_ready and not self._is_ended:
             self._parent.log.error(
                 f"upgrade failed: the new program (pid {pid}) ended before it was ready, {end_in_words(status)}; "
-                "this one goes on"
+                "this one goes on; what it said stands on standard error"
             )
         return True

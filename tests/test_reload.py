@@ -489,3 +489,29 @@ def test_clients_are_told_apart(serve):
         assert client.getsockname()[1] in clients_of(worker)
         assert descriptors_at(worker)
         assert tcp_sockets()
+
+
+def test_a_reload_reads_the_file_of_that_name_where_the_directory_was_replaced(tmp_path):
+    release, spool = tmp_path / "release", tmp_path / "spool"
+    spool.mkdir()
+    for directory, word in ((release, "first"), (tmp_path / "next", "second")):
+        directory.mkdir()
+        (directory / "index.html").write_text(word)
+        text = '[server]\nlisten = ["127.0.0.1:0"]\nworkers = 1\n[[routes]]\npath = "/"\nroot = "."\n'
+        (directory / "gateway.toml").write_text(text)
+    server = support.start_server(
+        config=Path("gateway.toml"),
+        temp_dir=spool,
+        prefix=["sh", "-c", f'cd {release} && exec "$@"', "sh"],
+        env={"PYTHONPATH": str(support.ROOT)},
+    )
+    try:
+        assert server.get("/").text == "first"
+        release.rename(tmp_path / "before")
+        (tmp_path / "next").rename(release)
+        start = len(server.errors.text)
+        os.kill(server.pid, signal.SIGHUP)
+        server.errors.wait_for(r"^gateway: reloaded|not reloaded", start=start)
+        assert server.get("/").text == "second"
+    finally:
+        server.finish()

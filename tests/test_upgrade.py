@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,17 @@ def test_new_code_that_is_broken_leaves_the_old_serving(serve, code, text):
     served.word = "second"
     served.reload()
     assert served.ask()[2] == "second"
+
+
+def test_an_interpreter_that_was_removed_leaves_the_old_serving(serve, tmp_path):
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(sys.executable)
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    served = serve(prefix=["sh", "-c", f"shift; exec {interpreter} \"$@\"", "sh"], env=environment)
+    interpreter.unlink()
+    start = served.signal(signal.SIGUSR2)
+    served.errors.wait_for(f"upgrade failed: there is no {interpreter} any more; this program goes on", start=start)
+    assert served.ask()[2] == "first"
 
 
 def test_a_configuration_that_is_wrong_leaves_the_old_serving(serve, tmp_path):

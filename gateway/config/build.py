@@ -22,6 +22,15 @@ from gateway.config.keys import Route as RouteKeys
 from gateway.config.limits import read_value as _read
 from gateway.config.limits import route_auth, route_limits, server_limits, timeouts
 from gateway.config.limits import within as _within
+from gateway.config.rules import (
+    check_belonging,
+    check_hosts,
+    check_names,
+    check_target,
+    checked_env,
+    checked_error_pages,
+    checked_headers,
+)
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
@@ -50,15 +59,9 @@ from gateway.tls.certificates import TlsError
 from gateway.tls.options import VERIFY, VERSIONS, check, plain
 from gateway.usage import UsageError
 
-_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
 _METHOD = re.compile(r"[A-Z]+")
-_FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9_+-]+")
 _SENT = (301, 302, 303, 307, 308)
-# Keys of a route that say what its programs may do.
-_CONFINES = ("user", "group", "no_new_privileges", "limits", "landlock", "cgroup")
 # Keys of a pool that its manager is told by other means.
 _NO_DIRECTIVES = ("command", "app", "listen", "max_children", "env")
 
@@ -95,12 +98,11 @@ class _Builder:
             routes.append(self._route(where, keys))
             if keys.authorizer:
                 asked = self._server((*where, "authorizer"), keys.authorizer, routes[-1].prefix, 0)
-                authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
+                authorizers.append(FastCgiMount(routes[-1].prefix, asked, checked_env((*where, "env"), keys.env)))
         self._refuse_same(routes)
         account = self._confiner.account
         tls = self._tls(document)
-        texts = server.listen if server.listen is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
-        listen = plain([_address(("server", "listen", at), text) for at, text in enumerate(texts)], tls)
+        listen = plain(self._listen(document.server.listen, tls), tls)
         return Settings(
             listen=listen,
             clients=self._clients(document, (*listen, *(tls.listen if tls else ()))),
@@ -117,7 +119,7 @@ class _Builder:
             account=account,
             no_new_privileges=server.no_new_privileges,
             authorizers=tuple(authorizers),
-            workers=_within(("server", "workers"), server.workers or len(os.sched_getaffinity(0)), 1, 1024),
+            workers=_workers(server.workers),
             http=_installed("http", server.http, ("auto", "httptools", "h11")),
             loop=_installed("loop", server.loop, ("auto", "uvloop", "asyncio")),
             debug=server.debug,
@@ -134,8 +136,46 @@ class _Builder:
             are_of_file=True,
         )
 
+    def _listen(self, given: list[str] | None, tls: Tls | None) -> tuple[Address, ...]:
+        # Who listens with TLS somewhere need not listen without.
+        texts = given if given is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
+        found: list[Address] = []
+        for at, text in enumerate(texts):
+            address = _address(("server", "listen", at), self._whole(text))
+            if address in found and (address.path or address.port):
+                raise Mistake(("server", "listen", at), f"{text!r} is there twice; give each one once")
+            found.append(address)
+        if not found and not (tls and tls.listen):
+            raise Mistake(("server", "listen"), "empty: nobody could come; without the key it is 127.0.0.1:8000, and "
+                          "what systemd gives is served in any case")  # fmt: skip
+        return tuple(found)
+
     def _path(self, text: str) -> str:
         return os.path.normpath(os.path.join(self._directory, os.path.expanduser(text)))
+
+    def _whole(self, text: str) -> str:
+        """Return an address whose path, if it is one of a Unix socket, begins at the root."""
+        kind, _, path = text.partition(":")
+        return f"unix:{self._path(path)}" if kind == "unix" and path else text
+
+    def _whole_pool(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a pool's keys with whole paths: of its program where it is named by one, not found in PATH."""
+        found = dict(table)
+        for key, value in table.items():
+            name = key_of(key)
+            if name == "command" and isinstance(value, list) and value and "/" in str(value[0]):
+                found[key] = [self._path(str(value[0])), *value[1:]]
+            elif not isinstance(value, str) or not value:
+                continue
+            elif name in ("listen", "status_listen"):
+                found[key] = self._whole(value)
+            elif (
+                (name == "python" and "/" in value)
+                or (name == "slowlog" and value != "-")
+                or (name == "chdir" and "chroot" not in table)
+            ):
+                found[key] = self._path(value)
+        return found
 
     def _temp_dir(self, text: str) -> str:
         path = self._path(text) if text else ""
@@ -181,25 +221,28 @@ class _Builder:
                 "min_body_rate", "min_send_rate", "real_ip_header", "auth_realm",
             )
         }  # fmt: skip
-        _within(("clients", "limit_status"), keys.limit_status, 429, 503)
+        if keys.limit_status not in (429, 503):
+            raise Mistake(("clients", "limit_status"), f"{keys.limit_status}: write 429 or 503")
         window = _read(("clients", "rate_window"), seconds, keys.rate_window)
         auth = [f"{prefix}={self._path(file)}" for prefix, file in keys.auth.items()]
         options = argparse.Namespace(
-            **texts, rate_window=f"{window:g}", proxy_protocol=keys.proxy_protocol, real_ip=keys.real_ip, auth=auth,
-            exempt=keys.exempt,
+            **texts, rate_window=f"{window:g}", real_ip=keys.real_ip, auth=auth, exempt=keys.exempt,
+            proxy_protocol=[self._whole(text) if "=" in text else text for text in keys.proxy_protocol],
         )  # fmt: skip
         try:
             return client_settings(options, listen, _checked_prefix)
         except UsageError as error:
             # The options have the keys' names.
-            found = re.match(r"--([a-z-]+)(?: (.*?))?: (.*)", str(error))
+            found = re.match(r"--([a-z-]+)(?: (.*?))?: (.*)", str(error), re.DOTALL)
             assert found
             value = f"{found[2]}: " if found[2] else ""
-            raise Mistake(("clients", found[1].replace("-", "_")), value + found[3]) from None
+            words = re.sub(r"--([a-z-]+)( [0-9])?", _as_key, found[3])
+            raise Mistake(("clients", found[1].replace("-", "_")), value + words) from None
 
     # -- pools
 
     def _pool(self, where: Where, name: str, table: Mapping[str, Any]) -> Pool:
+        table = self._whole_pool(table)
         try:
             config = read_pool(name, table)
         except ConfigError as error:
@@ -230,9 +273,7 @@ class _Builder:
         prefix = keys.path if keys.path.endswith("/") else keys.path + "/"
         if trouble := prefix_trouble(prefix):
             raise Mistake((*where, "path"), f"{trouble}; write, say, /cgi-bin/")
-        for at, host in enumerate(keys.hosts):
-            if not _HOST.fullmatch(host):
-                raise Mistake((*where, "hosts", at), f"{host!r} is no name of a host; write, say, www.example.org")
+        check_hosts((*where, "hosts"), keys.hosts)
         for at, method in enumerate(keys.methods):
             if not _METHOD.fullmatch(method):
                 raise Mistake((*where, "methods", at), f"{method!r} is no method; write, say, GET")
@@ -244,9 +285,9 @@ class _Builder:
             tuple(keys.methods),
             keys.internal,
             self._try_files(where, keys),
-            _headers((*where, "headers"), keys.headers),
-            _error_pages((*where, "error_pages"), keys.error_pages),
-            self._path(keys.sendfile_root) if keys.sendfile_root else "",
+            checked_headers((*where, "headers"), keys.headers),
+            checked_error_pages((*where, "error_pages"), keys.error_pages),
+            self._existing((*where, "sendfile_root"), keys.sendfile_root) if keys.sendfile_root else "",
             route_limits(where, keys, self._limits, self._times),
             route_auth(where, keys, prefix, self._path(keys.auth)),
         )
@@ -257,15 +298,11 @@ class _Builder:
             raise Mistake(where, "what answers is missing; write cgi, root, fastcgi or redirect")
         if len(answers) > 1 and answers != ["root", "fastcgi"]:
             raise Mistake((*where, answers[1]), f"{answers[0]} answers already; keep one of them")
-        env = _env((*where, "env"), keys.env)
+        check_belonging(where, keys)
+        check_names((*where, "index"), keys.index)
+        env = checked_env((*where, "env"), keys.env)
         if keys.cgi:
             return self._cgi(where, prefix, keys, env)
-        for name in ("warm", "preload", "kill_group", *_CONFINES):
-            if getattr(keys, name):
-                elsewhere = "; a pool has its own, in its table" if name in _CONFINES and keys.fastcgi else ""
-                raise Mistake((*where, name), f"goes with cgi alone{elsewhere}")
-        if keys.stream_body and not keys.fastcgi:
-            raise Mistake((*where, "stream_body"), "goes with cgi or fastcgi, which are given bodies")
         if keys.redirect:
             return None
         if keys.listing and not (keys.root and not keys.fastcgi):
@@ -351,7 +388,7 @@ class _Builder:
             return self._pools[rest].server
         if kind not in ("unix", "tcp"):
             raise Mistake(where, f"{text!r} is no address; write pool:NAME, unix:PATH or tcp:HOST:PORT")
-        address = _address(where, text)
+        address = _address(where, self._whole(text))
         try:
             resolve(address)
         except OSError as error:
@@ -366,10 +403,12 @@ class _Builder:
             raise Mistake(where, "goes with root or cgi: where else would the files be?")
         *candidates, last = keys.try_files
         for at, candidate in enumerate(candidates):
-            if not candidate.startswith("$path") and not candidate.startswith("/"):
+            if not re.match(r"/|\$path(?!\w)", candidate) or ".." in candidate.split("/"):
                 raise Mistake((*where, at), f"{candidate!r}: write $path, $path/, $path.html, or a path from the root")
         if not re.fullmatch(r"=[45][0-9]{2}|/.*", last):
             raise Mistake((*where, len(candidates)), f"{last!r}: the last is a path of the server, or =404")
+        if last.startswith("/"):
+            check_target((*where, len(candidates)), last)
         return tuple(keys.try_files)
 
     def _refuse_same(self, routes: Iterable[Route]) -> None:
@@ -378,7 +417,7 @@ class _Builder:
             for host in route.hosts or ("",):
                 for method in route.methods or ("",):
                     key = route.prefix, (host.lower(),), (method,)
-                    if key in seen:
+                    if seen.get(key, number) != number:
                         raise Mistake(
                             ("routes", number, "path"), f"the same as of routes[{seen[key] + 1}], which always wins"
                         )
@@ -390,6 +429,10 @@ def _checked_prefix(option: str, text: str, prefix: str, _: str) -> str:
     if trouble := prefix_trouble(prefix):
         raise UsageError(f"{option} {text}: {trouble}")
     return prefix
+
+
+def _as_key(option: re.Match[str]) -> str:
+    return option[1].replace("-", "_") + (f" ={option[2]}" if option[2] else "")
 
 
 def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:
@@ -405,52 +448,20 @@ def _redirect(where: Where, keys: RouteKeys) -> Redirect | None:
         return None
     if keys.redirect.status not in _SENT:
         raise Mistake((*where, "redirect", "status"), f"{keys.redirect.status}: write 301, 302, 303, 307 or 308")
-    return Redirect(_target((*where, "redirect", "to"), keys.redirect.to), keys.redirect.status)
+    return Redirect(check_target((*where, "redirect", "to"), keys.redirect.to), keys.redirect.status)
 
 
 def _rewrite(where: Where, keys: RewriteKeys) -> Rewrite:
+    check_hosts((*where, "hosts"), keys.hosts)
     try:
-        re.compile(keys.match)
+        groups = re.compile(keys.match).groups
     except re.error as error:
         raise Mistake((*where, "match"), f"no regular expression: {error}") from None
     if keys.status not in (0, *_SENT):
         raise Mistake((*where, "status"), f"{keys.status}: write 0, 301, 302, 303, 307 or 308")
     if not keys.status and not keys.to.startswith("/"):
         raise Mistake((*where, "to"), f"{keys.to!r}: within the server it is a path; for another place give a status")
-    return Rewrite(keys.match, _target((*where, "to"), keys.to), tuple(keys.hosts), keys.status)
-
-
-def _target(where: Where, text: str) -> str:
-    if not text or not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise Mistake(where, f"{text!r}: a path or URL, its special characters as %XX")
-    return text
-
-
-def _headers(where: Where, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    for name, value in headers.items():
-        if not _FIELD.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise Mistake((*where, name), "no field of a response: a name, and a value without line ends")
-        if name.lower() in ("content-length", "transfer-encoding", "connection", "date"):
-            raise Mistake((*where, name), "is the server's own to say")
-    return tuple(headers.items())
-
-
-def _error_pages(where: Where, pages: Mapping[str, str]) -> tuple[tuple[int, str], ...]:
-    for status, path in pages.items():
-        if not re.fullmatch(r"[45][0-9]{2}", status):
-            raise Mistake((*where, status), "an error is from 400 to 599")
-        if not path.startswith("/"):
-            raise Mistake((*where, status), f"{path!r}: a path of this server, as /errors/404.html")
-    return tuple((int(status), path) for status, path in pages.items())
-
-
-def _env(where: Where, env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    for name, value in env.items():
-        if not _VARIABLE.fullmatch(name):
-            raise Mistake((*where, name), "no name of a variable")
-        if "\0" in value:
-            raise Mistake((*where, name), "there is a NUL in it")
-    return tuple(env.items())
+    return Rewrite(keys.match, check_target((*where, "to"), keys.to, groups), tuple(keys.hosts), keys.status)
 
 
 def _address(where: Where, text: str) -> Address:
@@ -458,6 +469,11 @@ def _address(where: Where, text: str) -> Address:
         return Address.parse(text.removeprefix("tcp:"))
     except AddressError as error:
         raise Mistake(where, f"{text!r}: {error}") from None
+
+
+def _workers(count: int | None) -> int:
+    count = len(os.sched_getaffinity(0)) if count is None else count
+    return _within(("server", "workers"), count, 1, 1024)
 
 
 def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:
