@@ -281,7 +281,7 @@ def test_mistakes(place, keys, words):
 def test_a_user_is_for_programs_alone(place):
     place.route("a")
     place.more = '[[routes]]\npath = "/"\nroot = "."\nuser = "www-data"'
-    assert re.search(r"routes\[1\]\.user: goes with cgi alone", place.check()[1])
+    assert re.search(r"routes\[1\]\.user: goes with cgi, and has no effect here", place.check()[1])
 
 
 @needs_root
