@@ -37,6 +37,7 @@ bench: venv
 	$(BIN)/python -m bench.fastcgi
 	$(BIN)/python -m bench.warm
 	$(BIN)/python -m bench.static
+	$(BIN)/python -m bench.front
 
 load: venv
 	$(BIN)/python -m tests.load

@@ -41,8 +41,10 @@ class Running:
     helpers: tuple[Child, ...] = ()
     backends: tuple[Child, ...] = ()  # stopped with it; the CPU time they use is not counted as its own
 
+    scheme: str = "http"
+
     def url(self, path: str) -> str:
-        return f"http://{HOST}:{self.port}{path}"
+        return f"{self.scheme}://{HOST}:{self.port}{path}"
 
 
 class Server(Protocol):
@@ -105,7 +107,7 @@ def start_gateway(children: Children, work: Path, options: Sequence[str]) -> tup
     argv = [sys.executable, "-m", "gateway", "--listen", f"{HOST}:0", "--access-log", str(work / "access.log")]
     child = children.start("gateway", [*argv, *options], work / "gateway.log", cwd=REPOSITORY)
     child.wait_until(lambda: "gateway: ready" in child.output, "line 'gateway: ready'")
-    found = re.search(rf"listening on http://{re.escape(HOST)}:(\d+)/", child.output)
+    found = re.search(rf"listening on https?://{re.escape(HOST)}:(\d+)/", child.output)
     if found is None:
         raise StartFailed(f"gateway named no port: {child.last_words()}")
     return child, int(found[1])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
 
 from gateway.http.message import Refused, Request
 from gateway.log_file import LogFile, escape
@@ -92,6 +92,7 @@ def _origin(request: Request) -> tuple[str, str]:
 _BATCH = 64
 
 
+
 class AccessLog:
     """Formats records and writes them in batches: they gather until `flush`, or until there are many."""
 
@@ -103,7 +104,7 @@ class AccessLog:
         self._stamp = ""
         self._format: Callable[[Record], str]
         if log_format == "json":
-            self._format = _as_json
+            self._format = self._json
         elif self._file.is_terminal:
             self._format = self._for_terminal
         else:
@@ -155,6 +156,22 @@ class AccessLog:
             f"id={record.id} time={record.duration:.4f} {program} outcome={record.outcome}\n"
         )
 
+    def _json(self, record: Record) -> str:
+        # By hand: the library's encoder takes five times as long for it.
+        if int(record.time) != self._second:
+            self._second = int(record.time)
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.time))
+        method, target, protocol = record.line
+        referer, agent = record.origin
+        return (
+            f'{{"time": "{self._stamp}.{int(record.time * 1000) % 1000:03d}Z", "client": {_text(record.client)}, '
+            f'"user": {_text(record.user)}, "method": "{method}", "target": {_text(target)}, "protocol": "{protocol}", '
+            f'"status": {record.status}, "bytes": {record.bytes}, "referer": {_text(referer)}, '
+            f'"agent": {_text(agent)}, "id": "{record.id}", "duration": {record.duration:.6f}, '
+            f'"pid": {record.pid or "null"}, "cpu": {f"{record.cpu:.6f}" if record.pid else "null"}, '
+            f'"memory": {record.memory or "null"}, "exit": {_text(record.exit)}, "outcome": "{record.outcome}"}}\n'
+        )
+
     def _for_terminal(self, record: Record) -> str:
         stamp = self._time(record.time, "%H:%M:%S")
         colour = {2: 32, 3: 36, 4: 33, 5: 31}.get(record.status // 100, 37)
@@ -183,32 +200,6 @@ def _size(count: float) -> str:
     return f"{count / 1024:.1f} GiB"
 
 
-def _as_json(record: Record) -> str:
-    program = record.pid != 0
-    method, target, protocol = record.line
-    referer, agent = record.origin
-    return (
-        json.dumps(
-            {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.time))
-                + f".{int(record.time * 1000) % 1000:03d}Z",
-                "client": record.client,
-                "user": record.user or None,
-                "method": method,
-                "target": target,
-                "protocol": protocol,
-                "status": record.status,
-                "bytes": record.bytes,
-                "referer": referer or None,
-                "agent": agent or None,
-                "id": record.id,
-                "duration": round(record.duration, 6),
-                "pid": record.pid or None,
-                "cpu": round(record.cpu, 6) if program else None,
-                "memory": record.memory or None,
-                "exit": record.exit or None,
-                "outcome": record.outcome,
-            }
-        )
-        + "\n"
-    )
+def _text(text: str) -> str:
+    """Return a text as JSON has it, and null for none."""
+    return encode_basestring_ascii(text) if text else "null"

@@ -10,28 +10,29 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from fcgi_pool.config import ConfigError, key_of
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import pool_command, recipes_below
+from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.check import report
 from gateway.config import ConfigFileError, effective, read_file
+from gateway.confinement.model import Confinement
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
-from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
 from gateway.listeners import given
 from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
-from gateway.places import directory_trouble, prefix_trouble
+from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
-from gateway.privileges import UnknownAccount, account_of, for_account
+from gateway.private_directory import let_in, private_directory
+from gateway.privileges import Account, UnknownAccount, account_of, for_account, for_worker
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -42,17 +43,15 @@ from gateway.settings import (
     Settings,
     SiteMount,
     Timeouts,
-    Tls,
 )
 from gateway.static_options import static_mounts
 from gateway.systemd import Notifier, given_descriptors
-from gateway.tls import TlsError, server_context
+from gateway.tls.options import plain, tls_of
 from gateway.trial import run_all
 from gateway.upgrade import Predecessor
 from gateway.usage import UsageError
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
-_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 # A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
 _ENV_LIMIT = 64 * 1024
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, _end)
         if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
             return _serve(options, "")
-        with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
+        with private_directory() as sockets:
             if options.check:
                 settings = _settings_with(options, sockets)
                 failed = report(settings)
@@ -130,23 +129,23 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_php(text, env, options, sockets, pools))
     mounts += static_mounts(options, mounts, _prefix_and_directory)
     _check_pools(pools, options.pool_set)
-    try:
-        account = account_of(options.user, options.group)
-    except UnknownAccount as error:
-        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+    account = _account(options)
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
-    listen = [_address(text) for text in options.listen or [DEFAULT_LISTEN]]
-    _refuse_duplicates("--listen", [str(address) for address in listen if address.path or address.port])
+    tls = tls_of(options)
+    listen = [_address(text) for text in options.listen or ([] if tls and tls.listen else [DEFAULT_LISTEN])]
+    for option, addresses in (("--listen", listen), ("--tls-listen", tls.listen if tls else ())):
+        _refuse_duplicates(option, [str(address) for address in addresses if address.path or address.port])
     for option in ("http", "loop"):
-        _installed(option, getattr(options, option))
-    if options.temp_dir and not (os.path.isdir(options.temp_dir) and os.access(options.temp_dir, os.W_OK)):
-        raise UsageError(f"--temp-dir {options.temp_dir}: no directory that can be written to; create it, or name one")
+        if trouble := installation_trouble(option, getattr(options, option)):
+            raise UsageError(f"--{option} {getattr(options, option)}: {trouble}")
+    if options.temp_dir and (trouble := spool_trouble(options.temp_dir)):
+        raise UsageError(f"--temp-dir {options.temp_dir}: {trouble}")
     return Settings(
-        listen=tuple(listen),
-        routes=tuple(Route(mount.prefix, mount) for mount in mounts),
+        listen=plain(listen, tls),
+        routes=tuple(Route(mount.prefix, _as_account(mount, account)) for mount in mounts),
         shows_index=True,
-        pools=tuple(for_account(pool, account) for pool in pools),
+        pools=tuple(for_worker(for_account(pool, account), account) for pool in pools),
         account=account,
         authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
@@ -159,12 +158,23 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         log_format=options.log_format,
         pid_file=options.pid_file,
         temp_dir=os.path.abspath(options.temp_dir) if options.temp_dir else "",
-        tls=_tls(options.tls_cert, options.tls_key),
+        tls=tls,
         max_programs=_count("--max-programs", options.max_programs),
         timeouts=_timeouts(options),
         limits=Limits(body=_size("--max-body", options.max_body)),
-        clients=client_settings(options, listen, _prefix),
+        clients=client_settings(options, [*listen, *(tls.listen if tls else ())], _prefix),
     )
+
+
+def _account(options: argparse.Namespace) -> Account | None:
+    try:
+        return account_of(options.user, options.group)
+    except UnknownAccount as error:
+        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+
+
+def _as_account(mount: Mount, account: Account | None) -> Mount:
+    return replace(mount, confinement=Confinement(account)) if isinstance(mount, CgiMount) else mount
 
 
 def _refuse_others(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -200,8 +210,8 @@ def _serve(options: argparse.Namespace, sockets: str) -> int:
 def _settings_with(options: argparse.Namespace, sockets: str) -> Settings:
     """Return the settings, with a directory `sockets` that their user may look into."""
     settings = read_settings(options, sockets)
-    if settings.account and sockets:
-        settings.account.own(sockets)
+    if sockets:
+        let_in(sockets, settings.account)
     return settings
 
 
@@ -213,15 +223,18 @@ def _mount(
     if options.preload and not options.warm:
         raise UsageError("--preload: goes with --warm, which keeps interpreters that have modules ready")
     for module in options.preload:
-        if not _MODULE.fullmatch(module):
-            raise UsageError(f"--preload {module}: no name of a module; write, say, numpy, or DBI for Perl")
+        if trouble := module_trouble(module):
+            raise UsageError(f"--preload {module}: {trouble}")
     recipes = []
     if options.warm == "reuse":
         recipes = recipes_below(directory, mount_variables(b"", env).get(b"PATH", b""))
     reuse = []
     for recipe in recipes:
         command = pool_command(recipe)
-        reuse.append((recipe, _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)))
+        server = _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)
+        # First, so that the user's own word wins.
+        pools[-1] = replace(pools[-1], directives=(*CATCHING, *pools[-1].directives))
+        reuse.append((recipe, server))
     return CgiMount(
         prefix,
         directory,
@@ -372,16 +385,6 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _installed(option: str, kind: str) -> None:
-    try:
-        if option == "http":
-            reader_class(kind)
-        elif kind == "uvloop":
-            import uvloop  # noqa: F401, PLC0415
-    except ImportError:
-        raise UsageError(f"--{option} {kind}: {kind} is not installed; pip install {kind}, or use auto") from None
-
-
 def _count(option: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
         raise UsageError(f"{option} {text}: not a whole number from 1 to 999999; write, say, {option} 4")
@@ -397,7 +400,7 @@ def _size(option: str, text: str) -> int:
 
 def _timeouts(options: argparse.Namespace) -> Timeouts:
     given = {}
-    for name in ("header", "body", "send", "keepalive", "script", "queue", "kill", "stop"):
+    for name in ("header", "body", "send", "keepalive", "handshake", "script", "queue", "kill", "stop"):
         text = getattr(options, f"{name}_timeout")
         if text is None:
             continue
@@ -407,15 +410,3 @@ def _timeouts(options: argparse.Namespace) -> Timeouts:
         given[name] = float(text)
     return Timeouts(**given)
 
-
-def _tls(certificate: str, key: str) -> Tls | None:
-    if not certificate:
-        if key:
-            raise UsageError(f"--tls-key {key}: there is no certificate; name it by --tls-cert")
-        return None
-    files = Tls(os.path.abspath(certificate), os.path.abspath(key or certificate))
-    try:
-        server_context(files)
-    except TlsError as error:
-        raise UsageError(str(error)) from None
-    return files

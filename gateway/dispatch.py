@@ -11,7 +11,7 @@ from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.response import METHODS
 from gateway.routes import Bounds, Endpoint, Guard, Rewriter, RouteTable, expand, host_of
-from gateway.routing import BadPath, Match, Router, normalise
+from gateway.routing import BadPath, Match, Router
 from gateway.settings import CgiMount, Settings, SiteMount, StaticMount
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Dispatcher:
         """Hand `exchange` to what its path leads to, after so many redirects within the server."""
         try:
             if self._rewriter and not redirects:
-                rewritten = self._rewriter.apply(exchange.request, normalise(exchange.request.path).decoded)
+                rewritten = self._rewriter.apply(exchange.request)
                 if rewritten:
                     self._follow_rewrite(exchange, *rewritten)
                     return

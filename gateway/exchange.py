@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from gateway import pages
 from gateway.access_log import Record
 from gateway.body import Body
+from gateway.body_stream import BodyStream
 from gateway.clients.peer import Peer
 from gateway.fault import LIMITED, Fault
 from gateway.http.compression import LEAST, Coding, Encoder
@@ -91,7 +92,7 @@ class Exchange:
         self.request = request
         self.worker = worker
         self.responder: Responder | None = None
-        self.body: Body | None = None
+        self.body: Body | BodyStream | None = None
         self.granted: Grant | None = None
         self.policy: Policy | None = None  # of the route that answers
         self.carried: Fields = []  # of a program that has let a file answer; they win
@@ -170,10 +171,19 @@ class Exchange:
             self._connection.limit_body(most)
         return (self.request.content_length or 0) <= most
 
-    def receive_body(self, body: Body) -> None:
-        """Read the request's body into `body`; its `on_complete` follows, at once if the body is here."""
+    def receive_body(self, body: Body | BodyStream) -> None:
+        """Read the request's body into `body`, whose `finish` follows, at once if the body is here."""
         self.body = body
         self._connection.receive_body()
+
+    def refuse_body(self, fault: Fault) -> None:
+        """The request's body does not come whole: who answers gives up, and the client is told."""
+        if self._ended:
+            return
+        responder, self.responder = self.responder, None
+        if responder:
+            responder.client_gone()
+        self.fail(fault)
 
     def body_has_room(self) -> None:
         """The request's body may be read on."""
@@ -332,9 +342,7 @@ class Exchange:
             return
         self.record.outcome = outcome
         self._start = None
-        self._connection.persists = False
-        # A request that is on its way must not bring a reset over what the client has yet to read.
-        self._connection.refuse_more()
+        self._connection.cut_off()
         self._finish()
 
     def respond_whole(self, status: int, start: Start, body: bytes) -> None:
@@ -382,7 +390,7 @@ class Exchange:
             return
         if fault.status == 400 or fault.closes:
             self._connection.refuse_more()
-        words = fault.words if self.worker.settings.debug else ""
+        words = fault.words if self.worker.settings.debug or fault.is_public else ""
         page = pages.error_page(fault.status, REASONS.get(fault.status, b""), self.id, words)
         self.respond(fault.status, [*_HTML, *told], page)
 
@@ -419,13 +427,13 @@ class Exchange:
         if self._ended:
             return
         self._ended = True
-        if self.body:
-            self.body.close()
         if not self.record.outcome or self.record.outcome == "ok":
             self.record.outcome = "client-gone"
             self.record.status = 499
         if self.responder:
             self.responder.client_gone()
+        if self.body:
+            self.body.close()
         for seat in self.seats:
             self.worker.leave(seat)
         self._log_if_done()

@@ -14,7 +14,7 @@ class Fault:
 
     `words` say what happened; they are logged, and shown to the client only in debug mode. `outcome` is the access
     log's word for it. `retry_after`, in seconds, goes to the client, as do `allow` and `challenge` (RFC 9110 section
-    11.6.1). `closes`: the connection ends with it.
+    11.6.1). `closes`: the connection ends with it. `is_public`: the words are for the client.
     """
 
     status: int
@@ -24,3 +24,4 @@ class Fault:
     allow: str = ""
     challenge: str = ""
     closes: bool = False
+    is_public: bool = False

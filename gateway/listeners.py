@@ -17,7 +17,7 @@ from fcgi_pool.listener import Address, AddressError, unlink_socket
 from gateway.options import DEFAULT_LISTEN
 from gateway.usage import UsageError
 
-_DEFAULT = (Address.parse(DEFAULT_LISTEN),)
+DEFAULT = (Address.parse(DEFAULT_LISTEN),)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,15 +54,13 @@ class Listener:
 def listen_at(addresses: Sequence[Address], there: Iterable[Listener], name: str) -> list[Listener]:
     """Return what listens at `addresses`: from `there` where it is among those, else opened; raise UsageError.
 
-    What was given is always among them. With sockets given, the default address is not listened on. `name` is that of
-    the option, or key, which has the addresses.
+    They come in the order of the addresses, and after them what was given and is at none. `name` is that of the option,
+    or key, which has the addresses.
     """
     left = list(there)
     given = [listener for listener in left if listener.is_given]
     found: list[Listener] = []
     opened: list[Listener] = []
-    if given and tuple(addresses) == _DEFAULT:
-        addresses = ()
     for address in addresses:
         kept = next((listener for listener in left if _is_at(listener, address)), None)
         if kept:

@@ -13,14 +13,16 @@ import traceback
 from collections.abc import Callable
 
 from fcgi_pool.lifecycle import Rung
-from gateway import worker as front
+from gateway import control_words
+from gateway.confinement.confines import leave_cgroups, with_cgroup
 from gateway.error_log import ErrorLog
 from gateway.generation import Generation
 from gateway.listeners import Listener
 from gateway.managers import GENERATIONS, Managers
 from gateway.parent import Parent
+from gateway.pool_listeners import PoolListeners
 from gateway.prepare import Prepared, prepare
-from gateway.privileges import AS_ROOT, own_logs
+from gateway.privileges import as_root, own_logs
 from gateway.settings import Settings
 from gateway.succession import Succession
 from gateway.systemd import Notifier
@@ -53,7 +55,8 @@ class Master:
         self._log = ErrorLog(prepared.settings.error_log)
         self._parent = Parent(self._log)
         self._parent.listeners = self._all_listeners
-        self._managers = Managers(self._parent, sockets)
+        inherited = PoolListeners(predecessor.pool_listeners, lambda: predecessor.is_there)
+        self._managers = Managers(self._parent, sockets, inherited)
         self._current: Generation | None = None
         self._leaving: list[Generation] = []
         self._succession: Succession | None = None
@@ -77,6 +80,9 @@ class Master:
             self._reap()
             self._act(time.monotonic())
         self._served.pid_file.remove()
+        if with_cgroup(self._served.settings.confinements):
+            leave_cgroups()
+        self._parent.ignore_signals()
         self._log.say("stopped")
         return self._status
 
@@ -99,6 +105,7 @@ class Master:
         found = [*self._served.listeners, *(self._predecessor.listeners if self._predecessor.is_there else ())]
         if self._succession:
             found += self._succession.prepared.listeners
+        found += self._managers.listeners.all
         return [listener.socket for listener in found]
 
     @property
@@ -169,7 +176,7 @@ class Master:
             self._log.reopen()
             own_logs(self._served.settings)
             for generation in self._generations:
-                generation.tell_workers(front.REOPEN)
+                generation.tell_workers(control_words.REOPEN)
         elif number in (signal.SIGHUP, signal.SIGUSR2):
             self._want("reload" if number == signal.SIGHUP else "upgrade")
 
@@ -205,7 +212,7 @@ class Master:
     def _reload(self) -> None:
         try:
             settings = self._reread()
-            prepared = prepare(settings, self._served.listeners)
+            prepared = prepare(settings, self._served.listeners, self._served.credentials)
         except (ValueError, OSError) as error:
             self._not_reloaded(str(error))
         except Exception:
@@ -261,17 +268,21 @@ class Master:
         if before:
             for listener in old.listeners:
                 if listener not in new.listeners:
-                    self._log.say(f"no longer listening on {self._url(listener, old.settings)}")
+                    self._log.say(f"no longer listening on {old.url(listener)}")
                     listener.close()
             before.drain()
             self._leaving.append(before)
             self._closing, self._closing_until = before, time.monotonic() + _CLOSING
-        self._announce([one for one in new.listeners if succession.is_first or one not in old.listeners])
-        if not os.geteuid() and not new.settings.account:
-            self._log.warning(AS_ROOT)
+        # One that is kept may speak TLS from now on, or no longer.
+        known = [] if succession.is_first else [one for one in old.listeners if one in new.listeners]
+        self._announce([one for one in new.listeners if one not in known or old.url(one) != new.url(one)])
+        if warning := as_root(new.settings):
+            self._log.warning(warning)
         if succession.is_first:
             self._say_ready("ready")
             self._predecessor.relieve(new.listeners)
+        if succession.generation:
+            self._managers.supersede(succession.generation.pools)
 
     def _say_ready(self, word: str) -> None:
         count = self._served.settings.workers
@@ -293,12 +304,7 @@ class Master:
 
     def _announce(self, listeners: list[Listener]) -> None:
         for listener in listeners:
-            self._log.say(f"listening on {self._url(listener, self._served.settings)}")
-
-    @staticmethod
-    def _url(listener: Listener, settings: Settings) -> str:
-        scheme = "" if listener.url.startswith("unix:") else "https:" if settings.tls else "http:"
-        return scheme + listener.url
+            self._log.say(f"listening on {self._served.url(listener)}")
 
     def _tell_ready(self, status: str) -> None:
         if self._current and not self._stopping:
@@ -308,7 +314,9 @@ class Master:
 
     def _upgrade(self) -> None:
         try:
-            self._successor = Successor(self._parent, self._served.listeners, self._notifier)
+            self._successor = Successor(
+                self._parent, self._served.listeners, self._managers.listeners.all, self._notifier
+            )
         except OSError as error:
             self._log.error(f"upgrade failed: {error.strerror}; this program goes on")
             return
@@ -321,6 +329,7 @@ class Master:
         for listener in self._served.listeners:
             listener.leave()
         self._served.listeners.clear()
+        self._managers.hand_over()
         self._drain()
 
     # -- the end

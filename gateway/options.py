@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from gateway import __version__
 from gateway.limit_options import add_limit_options
+from gateway.tls.options import add_tls_options
 from gateway.usage import UsageError
 
 DEFAULT_PREFIX = "/cgi-bin/"
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_programs(parser.add_argument_group("programs").add_argument)
     _add_fastcgi(parser.add_argument_group("FastCGI").add_argument)
     _add_clients(parser.add_argument_group("clients").add_argument)
+    add_tls_options(parser.add_argument_group("TLS").add_argument)
     add_limit_options(parser.add_argument_group("limits").add_argument)
     _add_logs(parser.add_argument_group("logs and files").add_argument)
     _add_internals(parser.add_argument_group("internals").add_argument)
@@ -94,9 +96,8 @@ def _add_clients(add: _Add) -> None:
     add("--header-timeout", metavar="SECONDS", help="a request's head must be complete within (default 20)")
     add("--body-timeout", metavar="SECONDS", help="longest stall of a request's body (default 60)")
     add("--send-timeout", metavar="SECONDS", help="longest time a client takes nothing (default 60)")
+    add("--handshake-timeout", metavar="SECONDS", help="a TLS handshake must be done within (default 20)")
     add("--keepalive-timeout", metavar="SECONDS", help="longest pause between two requests (default 75)")
-    add("--tls-cert", metavar="FILE", default="", help="serve https with this certificate chain (PEM)")
-    add("--tls-key", metavar="FILE", default="", help="its private key (default: in the same file)")
 
 
 def _add_logs(add: _Add) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from urllib.parse import quote_from_bytes
 
 from gateway.clients.settings import RateLimit
 from gateway.http.message import Request
 from gateway.http.response import Start, with_fields
-from gateway.routing import BadPath, Match, Router
+from gateway.routing import BadPath, Match, Router, normalise
 from gateway.settings import Rewrite, Route, Settings, Timeouts
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ Handler = TypeVar("Handler")
 
 # Hosts of which it is remembered what routes they have; names are the client's to make up.
 _HOSTS = 256
+# Paths of which it is remembered which rule rewrites them.
+_PATHS = 256
 # Heads whose edited form is kept.
 _HEADS = 256
 _VARIABLE = re.compile(r"\$(host|uri|path|[1-9])")
@@ -64,7 +67,7 @@ class Policy:
 class Bounds:
     """What holds for the requests of a route: the largest body, the times, what one client may have.
 
-    `scope` is what its counts of clients are kept apart by, the same after a reload.
+    `scope` is what its counts of clients are kept apart by.
     """
 
     body: int
@@ -169,7 +172,12 @@ class RouteTable(Generic[Handler]):
 
 def host_of(request: Request) -> bytes:
     """Return the name of the host that is asked, in lower case, without port and final dot."""
-    authority = (request.authority or b"").lower()
+    return _name_in(request.authority or b"")
+
+
+@lru_cache(maxsize=_HOSTS)
+def _name_in(authority: bytes) -> bytes:
+    authority = authority.lower()
     if not authority.endswith(b"]") and b":" in authority:
         authority = authority.rpartition(b":")[0]
     return authority.removesuffix(b".")
@@ -193,15 +201,29 @@ class Rewriter:
 
     def __init__(self, rules: tuple[Rewrite, ...]) -> None:
         self._rules = [(rule, re.compile(rule.match)) for rule in rules]
+        self._has_hosts = any(rule.hosts for rule in rules)
+        # Which rule fits a path is constant; for the bound see `Router`.
+        self._find = lru_cache(maxsize=_PATHS)(self._first)
 
-    def apply(self, request: Request, path: bytes) -> tuple[bytes, int] | None:
-        """Return what the first rule that fits makes of the decoded `path`: target and status, 0 within the server."""
+    def apply(self, request: Request) -> tuple[bytes, int] | None:
+        """Return what the first rule that fits makes of the path: target and status, 0 within the server.
+
+        Raise BadPath.
+        """
+        found = self._find(request.path, host_of(request) if self._has_hosts else b"")
+        if found is None:
+            return None
+        rule, path, groups = found
+        return expand(rule.to, request, path, groups), rule.status
+
+    def _first(self, raw: bytes, host: bytes) -> tuple[Rewrite, bytes, list[str]] | None:
+        """Return the first rule that fits, the decoded path, and the groups; raise BadPath."""
+        path = normalise(raw).decoded
         text = path.decode("utf-8", "surrogateescape")
         for rule, expression in self._rules:
-            found = expression.search(text) if how_close(rule.hosts, host_of(request)) >= 0 else None
+            found = expression.search(text) if how_close(rule.hosts, host) >= 0 else None
             if found:
-                groups = [found[0], *(group or "" for group in found.groups())]
-                return expand(rule.to, request, path, groups), rule.status
+                return rule, path, [found[0], *(group or "" for group in found.groups())]
         return None
 
 

@@ -56,6 +56,7 @@ class Succession:
                 [listener.socket for listener in self.prepared.listeners],
                 self._pools,
                 self._before,
+                self.prepared.tls,
             )
             # Without one that serves meanwhile there is nothing to go back to: those who die are replaced.
             self.due = float("inf") if self.is_first else now + _PATIENCE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, request, serve, workers_of
+from tests.reload_support import Load, Neighbours, request, serve, workers_of
 from tests.test_reload import free_port
 
 __all__ = ["serve"]
@@ -221,3 +221,42 @@ def test_upgrades_under_load_lose_nothing(serve):
         load.wait_for(count + 300)
     load.end()
     assert not load.failures
+
+
+def test_a_pool_with_an_address_of_its_own_stays_reachable(serve):
+    served = serve(has_pool=True, pool="")
+    path = served.sockets / "own"
+    own = f'listen = "unix:{path}"\nstatus_listen = "unix:{path}-status"\n'
+    served.pool = own + 'env = { WORD = "first" }'
+    served.reload()
+    before = os.stat(path).st_ino
+    load = Load(served.server.port)
+    with Neighbours(str(path)) as others:
+        for keep in (True, False):
+            load.start("/app/", keep)
+        for word in ("second", "third"):
+            served.pool = own + f'env = {{ WORD = "{word}" }}'
+            served.write()
+            served.upgrade()
+            others.wait_for(word)
+            assert served.ask("/app/?x")[2] == word
+        load.end()
+    assert not others.failures
+    assert not load.failures
+    assert os.stat(path).st_ino == before
+
+
+def test_a_new_program_that_fails_leaves_the_address_of_a_pool(serve, tmp_path):
+    served = serve(has_pool=True, pool="")
+    path = served.sockets / "own"
+    served.pool = own = f'listen = "unix:{path}"\n'
+    served.reload()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "status"))
+        other.listen()
+        served.pool = own + f'status_listen = "unix:{tmp_path}/status"\n'
+        served.write()
+        start = served.signal(signal.SIGUSR2)
+        served.errors.wait_for("upgrade failed: .* exit status 1", start=start)
+    assert path.exists()
+    assert served.ask("/app/?x")[2] == "-"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
-import ssl
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,12 @@ from gateway.clients.door import Welcome
 from gateway.clients.paced import PacedConnection
 from gateway.clients.peer import Peer
 from gateway.clients.proxy_header import LONGEST, BadHeader, ProxyHeader, parse_header
+from gateway.clients.refusing import NO_CERTIFICATE, PLAIN_TO_TLS, RefusingConnection
 from gateway.connection import Connection
-from gateway.tls import server_context
+from gateway.tls.certificates import Certificate
+from gateway.tls.contexts import ServerContexts
+from gateway.tls.share import TlsShare
+from gateway.tls.transport import TlsTransport
 
 if TYPE_CHECKING:
     from gateway.worker import Worker
@@ -27,19 +31,56 @@ if TYPE_CHECKING:
 _SAY_AGAIN = 10.0
 
 
-class Entrance:
-    """One worker's. `proxied`: the listeners whose connections begin with a PROXY header."""
+class _Arrival:
+    """One who is on the way in, from `accepted` on; with TLS, whom the end of the handshake is told."""
 
-    def __init__(self, worker: Worker, proxied: Iterable[socket.socket]) -> None:
+    __slots__ = ("_entrance", "accepted", "deadline", "is_proxied", "peer", "task", "transport")
+
+    def __init__(self, entrance: Entrance, accepted: socket.socket, peer: Peer, is_proxied: bool) -> None:
+        self._entrance = entrance
+        self.accepted = accepted
+        self.peer = peer
+        self.is_proxied = is_proxied
+        self.deadline = math.inf  # of the handshake
+        self.task: asyncio.Task[None] | None = None
+        self.transport: TlsTransport | None = None
+
+    def give_way(self) -> None:
+        """Leave; that is noticed in the next turn of the loop."""
+        if self.transport:
+            self.transport.abort()
+        else:
+            # Not closed: whoever waits for it sees its end, and closes it.
+            with contextlib.suppress(OSError):
+                self.accepted.shutdown(socket.SHUT_RDWR)
+
+    def has_agreed(self, transport: TlsTransport) -> asyncio.Protocol:
+        """The handshake is done."""
+        return self._entrance.serve(self, transport)
+
+    def is_plain(self) -> asyncio.Protocol:
+        """The client speaks HTTP without TLS."""
+        return self._entrance.refuse_plain(self)
+
+    def has_failed(self, why: str) -> None:
+        """There was no handshake."""
+        self._entrance.lose(self, why)
+
+
+class Entrance:
+    """One worker's. `proxied`: the listeners whose connections begin with a PROXY header. `tls`: those with TLS."""
+
+    def __init__(self, worker: Worker, proxied: Iterable[socket.socket], tls: TlsShare | None) -> None:
         self._worker = worker
         self._clients = settings = worker.settings.clients
         self._proxied = frozenset(proxied)
         self._trusted = Trusted(settings.proxy_protocol.trust) if settings.proxy_protocol else None
-        self._tls = server_context(worker.settings.tls) if worker.settings.tls else None
+        self._secured = frozenset(tls.listeners if tls else ())
+        self._contexts = ServerContexts(tls.credentials) if tls else None
         self._kind = PacedConnection if settings.pace.body or settings.pace.send else Connection
         # Those on their way in, the oldest first, and those that had to give way and have not noticed.
-        self._coming: dict[asyncio.Task[None], socket.socket] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._coming: dict[_Arrival, None] = {}
+        self._leaving: set[_Arrival] = set()
         self._said = 0.0
 
     @property
@@ -47,11 +88,16 @@ class Entrance:
         """How many are on their way in: they hold descriptors, too."""
         return len(self._coming) + len(self._leaving)
 
+    def show(self, certificates: Iterable[Certificate]) -> None:
+        """Show these certificates from now on."""
+        if self._contexts:
+            self._contexts.take(certificates)
+
     def take(self, listener: socket.socket, accepted: socket.socket, name: object) -> None:
         """Let in who was accepted from `listener`; `name` is the other end's."""
         accepted.setblocking(False)
         client = (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
-        peer = Peer(client, self._tls is not None, accepted)
+        peer = Peer(client, listener in self._secured, accepted)
         is_proxied = listener in self._proxied
         if is_proxied and not (self._trusted and self._trusted.has(client[0] if client else None)):
             self._say(f"{peer.address} is no trusted proxy (--proxy-protocol); its connection was closed")
@@ -60,22 +106,25 @@ class Entrance:
         if not is_proxied and not self._is_welcome(peer):
             accepted.close()
             return
-        task = self._worker.loop.create_task(self._admit(accepted, peer, is_proxied))
-        self._coming[task] = accepted
-        task.add_done_callback(self._has_come)
+        arrival = _Arrival(self, accepted, peer, is_proxied)
+        self._coming[arrival] = None
+        arrival.task = self._worker.loop.create_task(self._admit(arrival))
         if len(self._coming) > self._clients.max_handshakes:
-            self._drop_oldest()
+            self._send_away(next(iter(self._coming)))
 
-    def _has_come(self, task: asyncio.Task[None]) -> None:
-        self._coming.pop(task, None)
-        self._leaving.discard(task)
+    def sweep(self, now: float) -> None:
+        """Send those away whose handshake takes too long; called some times a second."""
+        for arrival in [arrival for arrival in self._coming if now >= arrival.deadline]:
+            self._send_away(arrival)
 
-    def _drop_oldest(self) -> None:
-        task = next(iter(self._coming))
-        self._leaving.add(task)
-        # Not closed: whoever waits for it sees its end, and closes it.
-        with contextlib.suppress(OSError):
-            self._coming.pop(task).shutdown(socket.SHUT_RDWR)
+    def _send_away(self, arrival: _Arrival) -> None:
+        del self._coming[arrival]
+        self._leaving.add(arrival)
+        arrival.give_way()
+
+    def _has_come(self, arrival: _Arrival) -> None:
+        self._coming.pop(arrival, None)
+        self._leaving.discard(arrival)
 
     def _is_welcome(self, peer: Peer) -> bool:
         door = self._worker.door
@@ -84,30 +133,61 @@ class Entrance:
             return False
         return True
 
-    async def _admit(self, accepted: socket.socket, peer: Peer, is_proxied: bool) -> None:
+    async def _admit(self, arrival: _Arrival) -> None:
+        accepted, loop, worker = arrival.accepted, self._worker.loop, self._worker
         try:
-            if is_proxied:
-                peer = await self._identify(accepted, peer)
-                if not self._is_welcome(peer):
+            if arrival.is_proxied:
+                arrival.peer = await self._identify(accepted, arrival.peer)
+                if not self._is_welcome(arrival.peer):
                     raise ConnectionAbortedError
-            await self._connect(accepted, peer)
-        except (OSError, ssl.SSLError, BadHeader) as error:
+            if arrival.peer.tls:
+                await loop.connect_accepted_socket(lambda: self._begin_tls(arrival), accepted)
+                return
+            await loop.connect_accepted_socket(lambda: self._kind(worker, arrival.peer), accepted)
+        except (OSError, BadHeader) as error:
             if isinstance(error, BadHeader):
-                self._say(f"{peer.address} sent no header of the PROXY protocol: {error}; its connection was closed")
+                words = f"sent no header of the PROXY protocol: {error}; its connection was closed"
+                self._say(f"{arrival.peer.address} {words}")
             accepted.close()
-            self._worker.did_not_come(peer)
+            self.lose(arrival, "")
+        finally:
+            if not arrival.transport:
+                self._has_come(arrival)
 
-    async def _connect(self, accepted: socket.socket, peer: Peer) -> None:
-        worker = self._worker
-        if self._tls:
-            await worker.loop.connect_accepted_socket(
-                lambda: self._kind(worker, peer),
-                accepted,
-                ssl=self._tls,
-                ssl_handshake_timeout=worker.settings.timeouts.handshake,
-            )
-        else:
-            await worker.loop.connect_accepted_socket(lambda: self._kind(worker, peer), accepted)
+    # -- TLS
+
+    def _begin_tls(self, arrival: _Arrival) -> TlsTransport:
+        assert self._contexts
+        arrival.transport = TlsTransport(self._contexts, arrival)
+        arrival.deadline = self._worker.now() + self._worker.settings.timeouts.handshake
+        return arrival.transport
+
+    def serve(self, arrival: _Arrival, transport: TlsTransport) -> Connection:
+        """Return who serves a client that TLS was agreed with."""
+        self._has_come(arrival)
+        assert self._contexts
+        peer = arrival.peer
+        peer.secured = transport.secured
+        if self._contexts.requires_certificate and not peer.secured.getpeercert(binary_form=True):
+            return RefusingConnection(self._worker, peer, NO_CERTIFICATE)
+        return self._kind(self._worker, peer)
+
+    def refuse_plain(self, arrival: _Arrival) -> Connection:
+        """Return who answers a client that did not begin with TLS."""
+        self._has_come(arrival)
+        arrival.peer.speaks_plain()
+        return RefusingConnection(self._worker, arrival.peer, PLAIN_TO_TLS)
+
+    def lose(self, arrival: _Arrival, why: str) -> None:
+        """One does not come; its socket is closed. Once is enough: what was counted is given back."""
+        if arrival not in self._coming and arrival not in self._leaving:
+            return
+        self._has_come(arrival)
+        if why and self._worker.settings.debug:
+            self._worker.error_log.notice(f"{arrival.peer.address}: no TLS was agreed: {why}")
+        self._worker.did_not_come(arrival.peer)
+
+    # -- the PROXY protocol
 
     async def _identify(self, accepted: socket.socket, proxy: Peer) -> Peer:
         """Return the client that `proxy` names; raise BadHeader, and OSError if it leaves or is late."""

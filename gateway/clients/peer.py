@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from gateway.cgi.variables import connection_variables
+from gateway.tls.variables import tls_variables
+
+if TYPE_CHECKING:
+    from gateway.tls.contexts import TlsObject
 
 # Clients of one proxy's connection that are kept with their variables.
 _BEHIND = 16
@@ -22,7 +27,7 @@ class Peer:
 
     __slots__ = (
         "_behind", "_socket", "_variables", "address", "client", "is_over", "key", "local", "notes", "scheme",
-        "seat", "tls",
+        "seat", "secured", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +48,8 @@ class Peer:
         self.key: int | None = None
         self.seat = 0
         self.is_over = False
+        # Once it is agreed. Clients behind this one have none: what a proxy has shown of itself is not theirs.
+        self.secured: TlsObject | None = None
         self._socket = accepted
         self._variables: dict[bytes, bytes] | None = None
         self._behind: dict[tuple[End | None, str], Peer] | None = None
@@ -56,7 +63,14 @@ class Peer:
         if self._variables is None:
             self._locate()
             self._variables = connection_variables(self.client, self.local, self.scheme, self.scheme == "https")
+            if self.secured:
+                self._variables |= tls_variables(self.secured)
         return self._variables
+
+    def speaks_plain(self) -> None:
+        """Take back that the connection has TLS."""
+        self.tls = False
+        self.scheme = "http"
 
     def behind(self, client: End | None, scheme: str) -> Peer:
         """Return the client whose request this one, a proxy, passes on; `scheme` '' is this connection's."""

@@ -12,8 +12,9 @@ from typing import Any
 from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import pool_command, recipes_below
+from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.clients.settings import ClientSettings
+from gateway.config.confine import Confiner, confined_pool
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
 from gateway.config.keys import Rewrite as RewriteKeys
@@ -22,6 +23,7 @@ from gateway.config.limits import read_value as _read
 from gateway.config.limits import route_auth, route_limits, server_limits, timeouts
 from gateway.config.limits import within as _within
 from gateway.config.rules import (
+    as_key,
     check_belonging,
     check_hosts,
     check_names,
@@ -29,19 +31,21 @@ from gateway.config.rules import (
     checked_env,
     checked_error_pages,
     checked_headers,
+    workers,
 )
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
-from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
-from gateway.places import directory_trouble, prefix_trouble
+from gateway.options import DEFAULT_LISTEN
+from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
-from gateway.privileges import Account, UnknownAccount, account_of, for_account
+from gateway.privileges import for_account, for_worker
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
     FastCgiServer,
+    KeyPair,
     Mount,
     Pool,
     Redirect,
@@ -53,13 +57,15 @@ from gateway.settings import (
     Timeouts,
     Tls,
 )
-from gateway.tls import TlsError, server_context
+from gateway.tls.certificates import TlsError
+from gateway.tls.options import VERIFY, VERSIONS, check, plain
 from gateway.usage import UsageError
 
 _METHOD = re.compile(r"[A-Z]+")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9_+-]+")
-_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
 _SENT = (301, 302, 303, 307, 308)
+# Keys of a route that say what its programs may do.
+_CONFINES = ("user", "group", "no_new_privileges", "limits", "landlock", "cgroup")
 # Keys of a pool that its manager is told by other means.
 _NO_DIRECTIVES = ("command", "app", "listen", "max_children", "env")
 
@@ -85,6 +91,7 @@ class _Builder:
         server = document.server
         if not document.routes:
             raise Mistake(("routes",), 'nothing would be served; write [[routes]] with path = "/cgi-bin/", say')
+        self._confiner = Confiner(server, self._path)
         self._limits, self._times = server_limits(server), timeouts(server)
         for name, table in document.pools.items():
             self._pools[name] = self._pool(("pools", name), name, table)
@@ -97,19 +104,27 @@ class _Builder:
                 asked = self._server((*where, "authorizer"), keys.authorizer, routes[-1].prefix, 0)
                 authorizers.append(FastCgiMount(routes[-1].prefix, asked, checked_env((*where, "env"), keys.env)))
         self._refuse_same(routes)
-        account = _account(document)
-        listen = self._listen(server.listen)
+        account = self._confiner.account
+        tls = self._tls(document)
+        texts = server.listen if server.listen is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
+        listen = plain(self._listen(texts, is_needed=not (tls and tls.listen)), tls)
         return Settings(
             listen=listen,
-            clients=self._clients(document, listen),
+            clients=self._clients(document, (*listen, *(tls.listen if tls else ()))),
             routes=tuple(routes),
             rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
             https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
-            pools=tuple(for_account(pool, account) for pool in (*self._pools.values(), *self._more)),
+            pools=tuple(
+                for_worker(pool, account)
+                for pool in (
+                    *(for_account(pool, account, server.no_new_privileges) for pool in self._pools.values()),
+                    *self._more,
+                )
+            ),
             account=account,
             no_new_privileges=server.no_new_privileges,
             authorizers=tuple(authorizers),
-            workers=_workers(server.workers),
+            workers=workers(server.workers),
             http=_installed("http", server.http, ("auto", "httptools", "h11")),
             loop=_installed("loop", server.loop, ("auto", "uvloop", "asyncio")),
             debug=server.debug,
@@ -118,7 +133,7 @@ class _Builder:
             log_format=_one_of(("server", "log_format"), server.log_format, ("combined", "json")),
             pid_file=self._path(server.pid_file) if server.pid_file else "",
             temp_dir=self._temp_dir(server.temp_dir),
-            tls=self._tls(document),
+            tls=tls,
             compress=server.compress,
             max_programs=_within(("server", "max_programs"), server.max_programs, 1, 999_999),
             timeouts=self._times,
@@ -126,17 +141,17 @@ class _Builder:
             are_of_file=True,
         )
 
-    def _listen(self, texts: list[str]) -> tuple[Address, ...]:
+    def _listen(self, texts: list[str], *, is_needed: bool) -> list[Address]:
         found: list[Address] = []
         for at, text in enumerate(texts):
             address = _address(("server", "listen", at), self._whole(text))
             if address in found and (address.path or address.port):
                 raise Mistake(("server", "listen", at), f"{text!r} is there twice; give each one once")
             found.append(address)
-        if not found:
+        if is_needed and not found:
             raise Mistake(("server", "listen"), "empty: nobody could come; without the key it is 127.0.0.1:8000, and "
                           "what systemd gives is served in any case")  # fmt: skip
-        return tuple(found)
+        return found
 
     def _path(self, text: str) -> str:
         return os.path.normpath(os.path.join(self._directory, os.path.expanduser(text)))
@@ -167,20 +182,38 @@ class _Builder:
 
     def _temp_dir(self, text: str) -> str:
         path = self._path(text) if text else ""
-        if path and not (os.path.isdir(path) and os.access(path, os.W_OK)):
-            raise Mistake(("server", "temp_dir"), f"{path} is no directory that can be written to; create it")
+        if path and (trouble := spool_trouble(path)):
+            raise Mistake(("server", "temp_dir"), f"{path}: {trouble}")
         return path
 
     def _tls(self, document: Document) -> Tls | None:
-        if not document.tls:
+        keys = document.tls
+        if not keys:
             return None
-        certificate = self._path(document.tls.certificate)
-        files = Tls(certificate, self._path(document.tls.key) if document.tls.key else certificate)
+        given = [(keys.certificate, keys.key)] if keys.certificate else []
+        given += [(pair.certificate, pair.key) for pair in keys.certificates]
+        if not given or (keys.key and not keys.certificate):
+            raise Mistake(("tls", "certificate"), "missing; name a PEM file")
+        pairs = [KeyPair(self._path(one), self._path(key or one)) for one, key in given]
+        listen = [_address(("tls", "listen", at), text) for at, text in enumerate(keys.listen)]
+        for at, address in enumerate(listen):
+            if address.path:
+                raise Mistake(("tls", "listen", at), f"{address}: TLS is for TCP; write HOST:PORT")
+        tls = Tls(
+            tuple(pairs),
+            tuple(listen),
+            _one_of(("tls", "minimum"), keys.minimum, VERSIONS),
+            self._path(keys.client_ca) if keys.client_ca else "",
+            _one_of(("tls", "verify_client"), keys.verify_client, VERIFY),
+        )
         try:
-            server_context(files)
+            check(tls)
         except TlsError as error:
-            raise Mistake(("tls", "certificate"), str(error)) from None
-        return files
+            first = bool(keys.certificate)
+            more: Where = ("certificates", error.number - first) if error.number >= first else ()
+            is_pair = error.field in ("certificate", "key")
+            raise Mistake(("tls", *(more if is_pair else ()), error.field), str(error)) from None
+        return tls
 
     def _clients(self, document: Document, listen: tuple[Address, ...]) -> ClientSettings:
         keys = document.clients
@@ -206,7 +239,7 @@ class _Builder:
             found = re.match(r"--([a-z-]+)(?: (.*?))?: (.*)", str(error), re.DOTALL)
             assert found
             value = f"{found[2]}: " if found[2] else ""
-            words = re.sub(r"--([a-z-]+)( [0-9])?", _as_key, found[3])
+            words = re.sub(r"--([a-z-]+)( [0-9])?", as_key, found[3])
             raise Mistake(("clients", found[1].replace("-", "_")), value + words) from None
 
     # -- pools
@@ -273,6 +306,12 @@ class _Builder:
         env = checked_env((*where, "env"), keys.env)
         if keys.cgi:
             return self._cgi(where, prefix, keys, env)
+        for name in _CONFINES:
+            if getattr(keys, name):
+                elsewhere = "; a pool has its own, in its table" if name in _CONFINES and keys.fastcgi else ""
+                raise Mistake((*where, name), f"goes with cgi alone{elsewhere}")
+        if keys.stream_body and not keys.fastcgi:
+            raise Mistake((*where, "stream_body"), "goes with cgi or fastcgi, which are given bodies")
         if keys.redirect:
             return None
         if keys.listing and not (keys.root and not keys.fastcgi):
@@ -283,7 +322,7 @@ class _Builder:
         if not keys.root:
             if keys.extensions:
                 raise Mistake((*where, "extensions"), "goes with root: without it the whole prefix is one application")
-            return FastCgiMount(prefix, server, env, keys.pass_authorization)
+            return FastCgiMount(prefix, server, env, keys.pass_authorization, keys.stream_body)
         if not keys.extensions:
             raise Mistake((*where, "extensions"), 'missing: which files does fastcgi run? write, say, [".php"]')
         for at, extension in enumerate(keys.extensions):
@@ -292,8 +331,9 @@ class _Builder:
         root = self._existing((*where, "root"), keys.root)
         index, extensions = tuple(keys.index or ("index.php", "index.html")), tuple(keys.extensions)
         return SiteMount(
-            prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization
-        )
+            prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization,
+            keys.stream_body,
+        )  # fmt: skip
 
     def _static(self, where: Where, prefix: str, keys: RouteKeys) -> StaticMount:
         if keys.extensions:
@@ -311,11 +351,13 @@ class _Builder:
         warm = {True: "warm", False: "", "warm": "warm", "require": "require", "reuse": "reuse"}.get(keys.warm)
         if warm is None:
             raise Mistake((*where, "warm"), f'{keys.warm!r}: write true, "require" or "reuse"')
+        if keys.stream_body and warm == "reuse":
+            raise Mistake((*where, "stream_body"), "does not go with reuse, where a body is there before a script")
         if keys.preload and not warm:
             raise Mistake((*where, "preload"), "goes with warm, which keeps interpreters that have modules ready")
         for at, module in enumerate(keys.preload):
-            if not _MODULE.fullmatch(module):
-                raise Mistake((*where, "preload", at), f"{module!r} is no name of a module; write, say, numpy")
+            if trouble := module_trouble(module):
+                raise Mistake((*where, "preload", at), f"{module!r}: {trouble}")
         mount = CgiMount(
             prefix,
             self._existing((*where, "cgi"), keys.cgi),
@@ -325,6 +367,8 @@ class _Builder:
             keys.kill_group,
             warm,
             tuple(keys.preload),
+            stream_body=keys.stream_body,
+            confinement=self._confiner.of(where, keys),
         )
         return replace(mount, reuse=self._reuse(where, mount)) if warm == "reuse" else mount
 
@@ -336,7 +380,9 @@ class _Builder:
             path = os.path.join(self._sockets, f"reuse-{len(self._more)}.sock")
             command = tuple(pool_command(recipe))
             server = FastCgiServer(name, Address(path=path), default_children())
-            self._more.append(self._checked(where, Pool(server, command, mount.env)))
+            pool = confined_pool(where, Pool(server, command, mount.env, CATCHING), mount.confinement)
+            pool = for_account(pool, mount.confinement.account, mount.confinement.no_new_privileges)
+            self._more.append(self._checked(where, pool))
             found.append((recipe, server))
         return tuple(found)
 
@@ -394,18 +440,6 @@ def _checked_prefix(option: str, text: str, prefix: str, _: str) -> str:
     return prefix
 
 
-def _as_key(option: re.Match[str]) -> str:
-    return option[1].replace("-", "_") + (f" ={option[2]}" if option[2] else "")
-
-
-def _account(document: Document) -> Account | None:
-    server = document.server
-    try:
-        return account_of(server.user, server.group)
-    except UnknownAccount as error:
-        raise Mistake(("server", "user" if server.user else "group"), str(error)) from None
-
-
 def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:
     """Return what the pool's own reader says, without the place that it names."""
     place, _, words = str(error).partition(": ")
@@ -442,11 +476,6 @@ def _address(where: Where, text: str) -> Address:
         raise Mistake(where, f"{text!r}: {error}") from None
 
 
-def _workers(count: int | None) -> int:
-    count = len(os.sched_getaffinity(0)) if count is None else count
-    return _within(("server", "workers"), count, 1, 1024)
-
-
 def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise Mistake(where, f"{value!r}: one of {', '.join(choices)}")
@@ -456,13 +485,8 @@ def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:
 def _installed(name: str, value: str, choices: tuple[str, ...]) -> str:
     where: Where = ("server", name)
     _one_of(where, value, choices)
-    try:
-        if name == "http":
-            reader_class(value)
-        elif value == "uvloop":
-            import uvloop  # noqa: F401, PLC0415
-    except ImportError:
-        raise Mistake(where, f"{value} is not installed; pip install {value}, or use auto") from None
+    if trouble := installation_trouble(name, value):
+        raise Mistake(where, trouble)
     return value
 
 

@@ -12,27 +12,78 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 
-def _key(text: str, like: str = "") -> Meta:
-    """Return the description of a key; `like`: the nearest directive elsewhere."""
-    return Meta(description=text, extra={"like": like})
+def _key(text: str, like: str = "", whose: str = "nginx") -> Meta:
+    """Return the description of a key; `like`: the nearest directive elsewhere, of the program `whose`."""
+    return Meta(description=text, extra={"like": f"{whose}: ``{like}``" if like else ""})
 
 
 Seconds = int | float | str
 Size = int | str
 
 
+Number = int | str
+
+
+class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Limits of each process of a CGI program; a route's hold one by one in place of the server's."""
+
+    cpu: Annotated[
+        Seconds | None, _key("CPU time; then SIGXCPU, and 2 s later SIGKILL", "RLimitCPU", "Apache")
+    ] = None
+    memory: Annotated[
+        Size | None, _key("address space, with what is mapped and not used", "RLimitMEM", "Apache")
+    ] = None
+    processes: Annotated[
+        Number | None,
+        _key("processes and threads of the user, wherever they run; not counted for root", "RLimitNPROC", "Apache"),
+    ] = None
+    files: Annotated[Number | None, _key("open descriptors", "rlimit_files", "php-fpm")] = None
+    file_size: Annotated[
+        Size | None, _key("of a file that is written; more is SIGXFSZ", "LimitFSIZE", "systemd")
+    ] = None
+    core: Annotated[Size | None, _key("of a core dump; 0: none is made", "rlimit_core", "php-fpm")] = None
+
+
+class Landlock(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What of the file system CGI programs reach, besides their own directory; where the kernel has Landlock."""
+
+    read: Annotated[
+        list[str] | None,
+        _key("read and executed there and below; the system's directories", "ReadOnlyPaths", "systemd"),
+    ] = None
+    write: Annotated[
+        list[str], _key("read, executed and changed there and below", "ReadWritePaths", "systemd")
+    ] = field(default_factory=list)
+
+
+class Cgroup(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Limits of all programs together that have the same user and limits; where the server may make cgroups (v2)."""
+
+    memory: Annotated[Size | None, _key("resident memory; more is SIGKILL", "MemoryMax", "systemd")] = None
+    processes: Annotated[Number | None, _key("processes and threads", "TasksMax", "systemd")] = None
+    cpu: Annotated[float | str | None, _key("CPUs, as 0.5 for half of one", "CPUQuota", "systemd")] = None
+
+
 class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     """The server as a whole."""
 
-    listen: Annotated[list[str], _key("HOST:PORT, [::1]:PORT or unix:PATH, each once", "listen")] = field(
-        default_factory=lambda: ["127.0.0.1:8000"]
-    )
+    listen: Annotated[
+        list[str] | None,
+        _key("HOST:PORT, [::1]:PORT or unix:PATH, each once; 127.0.0.1:8000 if TLS listens nowhere else", "listen"),
+    ] = None
     workers: Annotated[int | None, _key("front workers; the number of CPUs", "worker_processes")] = None
-    user: Annotated[str, _key("whom workers and programs run as, if started by root", "user")] = ""
+    user: Annotated[
+        str, _key("whom workers run as, and programs whose route or pool has no user, if started by root", "user")
+    ] = ""
     group: Annotated[str, _key("and with which group; the user's own", "user")] = ""
     no_new_privileges: Annotated[
-        bool, _key("programs get no more rights by set-user-id bits, which sendmail may need")
+        bool, _key("no more rights by set-user-id bits, which sendmail may need", "NoNewPrivileges", "systemd")
     ] = False
+    limits: Annotated[Limits | None, _key("of CGI programs whose route says nothing else, see below")] = None
+    landlock: Annotated[
+        Landlock | bool | None, _key("of CGI programs whose route says nothing else, see below; true: its defaults")
+    ] = None
+    cgroup: Annotated[Cgroup | None, _key("of CGI programs whose route says nothing else, see below")] = None
     access_log: Annotated[str, _key("a path, - for standard output, or off", "access_log")] = "-"
     error_log: Annotated[str, _key("a path, or - for standard error", "error_log")] = "-"
     log_format: Annotated[str, _key("combined or json, of the access log", "log_format")] = "combined"
@@ -52,6 +103,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     body_timeout: Annotated[Seconds, _key("longest stall of a request's body", "client_body_timeout")] = 60
     send_timeout: Annotated[Seconds, _key("longest time in which a client takes nothing", "send_timeout")] = 60
     keepalive_timeout: Annotated[Seconds, _key("longest pause between two requests", "keepalive_timeout")] = 75
+    handshake_timeout: Annotated[Seconds, _key("the TLS handshake", "client_header_timeout")] = 20
     script_timeout: Annotated[Seconds, _key("longest silence of a program", "fastcgi_read_timeout")] = 60
     queue_timeout: Annotated[Seconds, _key("longest wait for a place to be served in")] = 30
     kill_timeout: Annotated[Seconds, _key("from TERM to KILL for a program that is ended")] = 3
@@ -64,11 +116,35 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     ] = 0
 
 
-class Tls(Struct, forbid_unknown_fields=True, kw_only=True):
-    """TLS for all TCP listeners."""
+class KeyPair(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One more certificate."""
 
-    certificate: Annotated[str, _key("the certificate chain, PEM", "ssl_certificate")]
+    certificate: Annotated[str, _key("the certificate chain, PEM; it is for the names in it", "ssl_certificate")]
     key: Annotated[str, _key("its private key; in the same file", "ssl_certificate_key")] = ""
+
+
+class Tls(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How TLS is spoken, and where."""
+
+    certificate: Annotated[
+        str, _key("the certificate chain, PEM; without it, the first of certificates is for all other names",
+                  "ssl_certificate")
+    ] = ""
+    key: Annotated[str, _key("its private key; in the same file", "ssl_certificate_key")] = ""
+    certificates: Annotated[
+        list[KeyPair], _key("more: a client gets the one for the name that it asks for", "server_name")
+    ] = field(default_factory=list)
+    listen: Annotated[
+        list[str], _key("HOST:PORT, with TLS, beside the addresses of [server]; none: TLS at all of those that are TCP",
+                        "listen ssl")
+    ] = field(default_factory=list)
+    minimum: Annotated[str, _key('the lowest version, "1.2" or "1.3"', "ssl_protocols")] = "1.2"
+    client_ca: Annotated[
+        str, _key("authorities, PEM, that certificates of clients are from", "ssl_client_certificate")
+    ] = ""
+    verify_client: Annotated[
+        str, _key("clients are asked for a certificate: off, optional, require", "ssl_verify_client")
+    ] = "off"
 
 
 class Clients(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -149,7 +225,20 @@ class Route(Struct, forbid_unknown_fields=True, kw_only=True):
     preload: Annotated[list[str], _key("with warm: modules to be imported ahead")] = field(default_factory=list)
     follow_links: Annotated[bool, _key("follow symbolic links", "disable_symlinks")] = True
     pass_authorization: Annotated[bool, _key("give the program the Authorization field")] = True
+    user: Annotated[str, _key("with cgi: whom its programs run as; the server's", "SuexecUserGroup", "Apache")] = ""
+    group: Annotated[str, _key("and with which group; the user's own", "SuexecUserGroup", "Apache")] = ""
+    no_new_privileges: Annotated[bool | None, _key("with cgi, as of the server", "NoNewPrivileges", "systemd")] = None
+    limits: Annotated[Limits | None, _key("with cgi: of each process, see below; \"unlimited\" takes one away")] = None
+    landlock: Annotated[
+        Landlock | bool | None, _key("with cgi: what of the file system is reached, see below; false: all")
+    ] = None
+    cgroup: Annotated[Cgroup | None, _key("with cgi: of all programs together, see below")] = None
     kill_group: Annotated[bool, _key("with cgi: end what a program left in its process group")] = False
+    stream_body: Annotated[
+        bool,
+        _key("with cgi or fastcgi: a body whose length is known goes to the program while it comes",
+             "fastcgi_request_buffering off"),
+    ] = False  # fmt: skip
     authorizer: Annotated[
         str, _key("a FastCGI Authorizer, unix:PATH or tcp:HOST:PORT, that is asked first", "auth_request")
     ] = ""

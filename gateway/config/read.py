@@ -117,7 +117,7 @@ def names_at(where: Where) -> list[str]:
     kind: object = Document
     for part in where:
         if isinstance(part, int):
-            continue  # an element is what its list is of
+            continue  # an element has the kind that was found for its list
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
             kind = fields.get(str(part))

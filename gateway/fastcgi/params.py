@@ -32,7 +32,7 @@ class Params:
         self._pass_authorization = pass_authorization
         self._encoded = encode_params(variables.items())
         # A variable given twice would be one or the other, as the server likes; so these are sorted out each time.
-        self._is_plain = not any(name in _FIXED or name.startswith(b"HTTP_") for name in variables)
+        self._is_plain = not any(name in _FIXED or name.startswith((b"HTTP_", b"SSL_")) for name in variables)
 
     def encode(self, exchange: Exchange, script: Script, body_length: int | None) -> bytes:
         """Return all variables of the request of `exchange`, encoded; for `body_length` see `request_variables`."""
