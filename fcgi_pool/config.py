@@ -117,7 +117,7 @@ def seconds(value: Any) -> float:
         return float(value)
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
     found = float(match[1]) * _SECONDS[match[2]] if match else -1.0
-    if not 0 <= found < 1e10:
+    if not 0 <= found < 1e11:
         raise ValueError('a time, as 30, "30s", "5m", "2h" or "1d"')
     return found
 

@@ -44,10 +44,10 @@ def report(settings: Settings) -> int:
             print(f"site     {mount.prefix} -> {mount.directory}, {' '.join(mount.extensions)} by a pool")
         elif isinstance(mount, StaticMount):
             print(f"static   {mount.prefix} -> {mount.directory}{', with listings' if mount.listing else ''}")
-    mounts = [mount for mount in settings.mounts if isinstance(mount, CgiMount)]
     faults = list(_faults(settings))
     for words in faults:
         print(f"  FAILS  {words}")
+    mounts = [mount for mount in settings.mounts if isinstance(mount, CgiMount)]
     troubles = sum(_report_mount(mount, settings.account, settings.named("--warm require")) for mount in mounts)
     warnings = unenforced(settings.confinements, tries_cgroup=True)
     for words in [*warnings, *([root] if (root := as_root(settings)) else [])]:
@@ -58,9 +58,10 @@ def report(settings: Settings) -> int:
         print(f"{troubles} of the programs would fail")
     if faults:
         print("the server would not start")
-    if not troubles and not refused and not faults:
+    is_well = not (troubles or refused or faults)
+    if is_well:
         print("all well")
-    return 1 if troubles or refused or faults else 0
+    return 0 if is_well else 1
 
 
 def _faults(settings: Settings) -> Iterator[str]:

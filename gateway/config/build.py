@@ -23,6 +23,7 @@ from gateway.config.limits import read_value as _read
 from gateway.config.limits import route_auth, route_limits, server_limits, timeouts
 from gateway.config.limits import within as _within
 from gateway.config.rules import (
+    as_key,
     check_belonging,
     check_hosts,
     check_names,
@@ -30,6 +31,7 @@ from gateway.config.rules import (
     checked_env,
     checked_error_pages,
     checked_headers,
+    workers,
 )
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
@@ -102,7 +104,8 @@ class _Builder:
         self._refuse_same(routes)
         account = self._confiner.account
         tls = self._tls(document)
-        listen = plain(self._listen(document.server.listen, tls), tls)
+        texts = server.listen if server.listen is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
+        listen = plain(self._listen(texts, is_needed=not (tls and tls.listen)), tls)
         return Settings(
             listen=listen,
             clients=self._clients(document, (*listen, *(tls.listen if tls else ()))),
@@ -119,7 +122,7 @@ class _Builder:
             account=account,
             no_new_privileges=server.no_new_privileges,
             authorizers=tuple(authorizers),
-            workers=_workers(server.workers),
+            workers=workers(server.workers),
             http=_installed("http", server.http, ("auto", "httptools", "h11")),
             loop=_installed("loop", server.loop, ("auto", "uvloop", "asyncio")),
             debug=server.debug,
@@ -136,19 +139,17 @@ class _Builder:
             are_of_file=True,
         )
 
-    def _listen(self, given: list[str] | None, tls: Tls | None) -> tuple[Address, ...]:
-        # Who listens with TLS somewhere need not listen without.
-        texts = given if given is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
+    def _listen(self, texts: list[str], *, is_needed: bool) -> list[Address]:
         found: list[Address] = []
         for at, text in enumerate(texts):
             address = _address(("server", "listen", at), self._whole(text))
             if address in found and (address.path or address.port):
                 raise Mistake(("server", "listen", at), f"{text!r} is there twice; give each one once")
             found.append(address)
-        if not found and not (tls and tls.listen):
+        if is_needed and not found:
             raise Mistake(("server", "listen"), "empty: nobody could come; without the key it is 127.0.0.1:8000, and "
                           "what systemd gives is served in any case")  # fmt: skip
-        return tuple(found)
+        return found
 
     def _path(self, text: str) -> str:
         return os.path.normpath(os.path.join(self._directory, os.path.expanduser(text)))
@@ -236,7 +237,7 @@ class _Builder:
             found = re.match(r"--([a-z-]+)(?: (.*?))?: (.*)", str(error), re.DOTALL)
             assert found
             value = f"{found[2]}: " if found[2] else ""
-            words = re.sub(r"--([a-z-]+)( [0-9])?", _as_key, found[3])
+            words = re.sub(r"--([a-z-]+)( [0-9])?", as_key, found[3])
             raise Mistake(("clients", found[1].replace("-", "_")), value + words) from None
 
     # -- pools
@@ -431,10 +432,6 @@ def _checked_prefix(option: str, text: str, prefix: str, _: str) -> str:
     return prefix
 
 
-def _as_key(option: re.Match[str]) -> str:
-    return option[1].replace("-", "_") + (f" ={option[2]}" if option[2] else "")
-
-
 def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:
     """Return what the pool's own reader says, without the place that it names."""
     place, _, words = str(error).partition(": ")
@@ -469,11 +466,6 @@ def _address(where: Where, text: str) -> Address:
         return Address.parse(text.removeprefix("tcp:"))
     except AddressError as error:
         raise Mistake(where, f"{text!r}: {error}") from None
-
-
-def _workers(count: int | None) -> int:
-    count = len(os.sched_getaffinity(0)) if count is None else count
-    return _within(("server", "workers"), count, 1, 1024)
 
 
 def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:

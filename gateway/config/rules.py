@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Route
+from gateway.config.limits import within
 
 _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
 _FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -115,3 +117,14 @@ def checked_env(where: Where, env: Mapping[str, str]) -> tuple[tuple[str, str], 
         if not _NAME.fullmatch(name):
             raise Mistake((*where, name), "no name of a variable")
     return tuple(env.items())
+
+
+def workers(count: int | None) -> int:
+    """Return how many front workers there are; raise Mistake."""
+    count = len(os.sched_getaffinity(0)) if count is None else count
+    return within(("server", "workers"), count, 1, 1024)
+
+
+def as_key(option: re.Match[str]) -> str:
+    """Return an option that a message names as the key of the file."""
+    return option[1].replace("-", "_") + (f" ={option[2]}" if option[2] else "")
