@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 import threading
 import time
@@ -31,6 +32,7 @@ def application(environ, start_response):
     return [body]
 '''
 ECHO = "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\n%s %s %s' \"$QUERY_STRING\" $$ \"${WORD:--}\"\n"
+FILE = b"file" * 5000
 GATED = """#!/bin/sh
 echo "running $$" >&2
 read line <{gate}
@@ -292,6 +294,14 @@ class Failure:
     why: str
 
 
+@dataclass(frozen=True)
+class Secure:
+    """Where TLS is spoken, and how by a client."""
+
+    port: int
+    context: ssl.SSLContext
+
+
 @dataclass
 class Load:
     """Clients that ask until they are told to end: with `keep` on one connection for as long as it is kept, else on a
@@ -304,9 +314,9 @@ class Load:
     _threads: list[threading.Thread] = field(default_factory=list)
     _grown: threading.Condition = field(default_factory=threading.Condition)
 
-    def start(self, path: str, keep: bool) -> None:
+    def start(self, path: str, keep: bool, secure: Secure | None = None) -> None:
         """Start one client more."""
-        thread = threading.Thread(target=self._run, args=(path, keep), daemon=True)
+        thread = threading.Thread(target=self._run, args=(path, keep, secure), daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -322,14 +332,14 @@ class Load:
             thread.join(120)
             assert not thread.is_alive()
 
-    def _run(self, path: str, keep: bool) -> None:
+    def _run(self, path: str, keep: bool, secure: Secure | None) -> None:
         client: Connection | None = None
         number = 0
         while not self.ends:
             number += 1
             target = f"{path}?{number}"
             if client is None:
-                client = Connection(self.port)
+                client = Connection(self.port, secure)
             why = client.ask(target, keep)
             if why == "late":
                 client = None
@@ -354,10 +364,11 @@ _LATE = 1.5
 class Connection:
     """One connection of a client of the load."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, secure: Secure | None = None) -> None:
         self._socket = socket.socket()
         self._socket.settimeout(60)
-        self._port = port
+        self._port = secure.port if secure else port
+        self._secure = secure
         self._read_at = 0.0
         self.local_port = 0
         self.is_kept = False
@@ -374,6 +385,8 @@ class Connection:
                 self.local_port = self._socket.getsockname()[1]
                 self._socket.connect(("127.0.0.1", self._port))
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._secure:
+                    self._socket = self._secure.context.wrap_socket(self._socket)
             asked = time.monotonic()
             self._socket.sendall(request(target, "" if keep else "Connection: close\r\n"))
             while not (whole := _whole(got)):
@@ -390,7 +403,9 @@ class Connection:
         self.is_kept = keep and b"\r\nConnection: close" not in head
         if not head.startswith(b"HTTP/1.1 200 "):
             return f"{head[:40]!r}"
-        if body.split(b" ")[0] != target.partition("?")[2].encode():
+        # A file is the same for all who ask.
+        wanted = FILE if target.startswith("/files/") else target.partition("?")[2].encode()
+        if body.split(b" ")[0] != wanted:
             return f"the answer is another's: {body!r}"
         return ""
 

@@ -1,5 +1,7 @@
 """Reloads, upgrades and kills under load, in their long form: ``python -m tests.upgrade_load [REQUESTS]``.
 
+The load: CGI, FastCGI and files, with TLS and without, on kept connections and on new ones.
+
 HUP every 300 ms, USR2 every 5 s, kill -9 of a front worker every 2 s. A request may fail only if its connection was
 in the hands of a worker that was killed: which those are is looked up while that worker is stopped.
 """
@@ -10,6 +12,7 @@ import collections
 import contextlib
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -17,7 +20,8 @@ import time
 from pathlib import Path
 
 from tests import misbehaviour
-from tests.reload_support import Load, Site, clients_of, site, workers_of
+from tests.reload_support import FILE, Load, Secure, Site, clients_of, site, workers_of
+from tests.tls_support import client_context, self_signed
 
 _RELOAD, _UPGRADE, _KILL = 0.3, 5.0, 2.0
 
@@ -77,11 +81,13 @@ def main(requests: int) -> int:
         directory = Path(name)
         gate = misbehaviour.Gate(directory / "gate")
         with site(directory, gate) as serve:
-            served = serve(has_pool=True, workers=2)
+            served = serve(has_pool=True, workers=2, more=_with_tls_and_files(directory))
             load = Load(served.server.port)
-            for path in ("/cgi-bin/echo", "/app/", "/app/"):
+            secure = _secure(served)
+            for path in ("/cgi-bin/echo", "/app/", "/files/some"):
                 for keep in (True, False):
                     load.start(path, keep)
+                    load.start(path, keep, secure)
             torment = Torment(served)
             try:
                 while load.count < requests:
@@ -102,6 +108,30 @@ def main(requests: int) -> int:
     for line in [*map(str, lost[:20]), *refused[:20]]:
         print("   ", line)
     return 1 if lost else 0
+
+
+def _with_tls_and_files(directory: Path) -> str:
+    """Return the end of [server], and what follows it."""
+    (directory / "files").mkdir()
+    (directory / "files" / "some").write_bytes(FILE)
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    self_signed(certificate, key, "/CN=localhost")
+    return f"""
+[tls]
+certificate = "{certificate}"
+key = "{key}"
+listen = ["127.0.0.1:0"]
+
+[[routes]]
+path = "/files/"
+root = "files"
+"""
+
+
+def _secure(served: Site) -> Secure:
+    found = re.search(r"listening on https://.*:(\d+)/", served.errors.text)
+    assert found
+    return Secure(int(found[1]), client_context())
 
 
 def _settle(served: Site) -> None:
