@@ -71,6 +71,13 @@ class Record:
         return str(known)
 
 
+def refused_record(client: str, refused: Refused, size: int, outcome: str) -> Record:
+    """Return the access log's record of what was no request."""
+    record = Record(client, None, "-")
+    record.status, record.bytes, record.outcome, record.duration = refused.status, size, outcome, 1e-6
+    return record
+
+
 def _origin(request: Request) -> tuple[str, str]:
     referer = agent = ""
     for name, value in request.fields:
@@ -83,13 +90,6 @@ def _origin(request: Request) -> tuple[str, str]:
 
 # Records that gather before they are written, at most. Formatted one after the other they cost less each.
 _BATCH = 64
-
-
-def refused_record(client: str, refused: Refused, size: int, outcome: str) -> Record:
-    """Return the record of what was no request."""
-    record = Record(client, None, "-")
-    record.status, record.bytes, record.outcome, record.duration = refused.status, size, outcome, 1e-6
-    return record
 
 
 class AccessLog:

@@ -9,7 +9,7 @@ from gateway.cgi.warm.reuse import reuse_recipe
 from gateway.cgi.warm.shebang import recipe_for
 from gateway.clients.settings import ClientSettings
 from gateway.diagnosis import interpreter_trouble
-from gateway.settings import CgiMount, FastCgiMount, Settings, SiteMount, StaticMount
+from gateway.settings import CgiMount, FastCgiMount, Route, Settings, SiteMount, StaticMount
 from gateway.tls.report import certificate_report
 
 
@@ -25,6 +25,11 @@ def report(settings: Settings) -> int:
     print(f"workers  {settings.workers}, each with up to {settings.max_programs} programs at once")
     for words in _limits(settings.clients):
         print(words)
+    for route in settings.routes:
+        if words := _own(route):
+            print(f"limit    {route.prefix}: {words}")
+        if route.auth:
+            print(f"auth     {route.prefix} -> {route.auth.file}")
     for pool in settings.pools:
         print(f"pool     {pool.server.name}: {pool.server.connections} × {pool.program}")
         for directive in pool.directives:
@@ -36,7 +41,11 @@ def report(settings: Settings) -> int:
             print(f"site     {mount.prefix} -> {mount.directory}, {' '.join(mount.extensions)} by a pool")
         elif isinstance(mount, StaticMount):
             print(f"static   {mount.prefix} -> {mount.directory}{', with listings' if mount.listing else ''}")
-    troubles = sum(_report_mount(mount) for mount in settings.mounts if isinstance(mount, CgiMount))
+    troubles = sum(
+        _report_mount(mount, settings.named("--warm require"))
+        for mount in settings.mounts
+        if isinstance(mount, CgiMount)
+    )
     if refused:
         print(f"{refused} of the certificates would be refused")
     if troubles:
@@ -44,6 +53,23 @@ def report(settings: Settings) -> int:
     if not troubles and not refused:
         print("all well")
     return 1 if troubles or refused else 0
+
+
+def _own(route: Route) -> str:
+    """Return the limits of a route's own in words, "" for none."""
+    limits = route.limits
+    if not limits:
+        return ""
+    found = [
+        f"a body of {limits.max_body} bytes",
+        f"{limits.body:g} s for its pauses, {limits.send:g} s for those of the client",
+        f"{limits.script:g} s for those of a program, {limits.queue:g} s in line",
+    ]
+    if limits.rate:
+        found.append(f"{limits.rate.rate:g} requests a second of one client")
+    if limits.connections:
+        found.append(f"{limits.connections} at once")
+    return ", ".join(found)
 
 
 def _limits(clients: ClientSettings) -> list[str]:
@@ -55,6 +81,8 @@ def _limits(clients: ClientSettings) -> list[str]:
         found.append(f"limit    {rate.rate:g} requests a second of one client{burst}")
     if clients.connections:
         found.append(f"limit    {clients.connections} connections of one client")
+    if clients.exempt:
+        found.append(f"exempt   {clients.exempt}")
     if proxy:
         where = ", ".join(map(str, proxy.listen)) or "all"
         found.append(f"trust    PROXY headers on {where} from {proxy.trust}")
@@ -64,7 +92,7 @@ def _limits(clients: ClientSettings) -> list[str]:
     return found
 
 
-def _report_mount(mount: CgiMount) -> int:
+def _report_mount(mount: CgiMount, required: str) -> int:
     print(f"cgi      {mount.prefix} -> {mount.directory}")
     search = mount_variables(b"", mount.env).get(b"PATH", b"")
     troubles = 0
@@ -75,7 +103,7 @@ def _report_mount(mount: CgiMount) -> int:
             trouble = _trouble(path)
             manner = _manner(path, mount, search) if mount.warm and not trouble and os.access(path, os.X_OK) else ""
             if manner.startswith("cold") and mount.warm == "require":
-                trouble, manner = f"{manner} (--warm require)", ""
+                trouble, manner = f"{manner} ({required})", ""
             if trouble:
                 troubles += 1
             elif not os.access(path, os.X_OK):

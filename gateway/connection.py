@@ -19,7 +19,7 @@ from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.message import END, Data, Refused, Request
 from gateway.http.response import CONTINUE, METHODS, REASONS, encode_head, encode_start
-from gateway.readiness import WRITING
+from gateway.readiness import WRITING, is_ready
 from gateway.tls.transport import TlsTransport
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_awaits_room", "_deadline", "_exchange", "_in_loop", "_is_narrow", "_is_watched", "_lingered", "_lingers",
         "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_worker",
-        "is_congested", "peer", "persists",
+        "is_congested", "peer", "persists", "timeouts",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, peer: Peer) -> None:
@@ -70,7 +70,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._phase = Phase.IDLE
-        self._deadline = worker.now() + worker.settings.timeouts.header
+        self.timeouts = worker.settings.timeouts  # for the body that is read and the response that is sent
+        self._deadline = worker.now() + self.timeouts.header
         self._reading_paused = False
         self._unread_body = False
         self._in_loop = False
@@ -127,7 +128,7 @@ class Connection(asyncio.Protocol):
         """The client takes less than is written."""
         self.is_congested = True
         self._note_waiting()
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.send
+        self._deadline = self._worker.now() + self.timeouts.send
 
     def resume_writing(self) -> None:
         """The client has caught up."""
@@ -187,11 +188,16 @@ class Connection(asyncio.Protocol):
         self._unread_body = request.body_follows
         self._lingers = False
         self.persists = False
+        self.timeouts = self._worker.settings.timeouts
         self._exchange = Exchange(self, request, self._worker)
         self._answer(self._exchange)
 
     def _answer(self, exchange: Exchange) -> None:
         self._worker.answer(exchange)
+
+    def limit_body(self, most: int) -> None:
+        """Let the current request's body, none of which has been read, have `most` bytes."""
+        self._reader.limit_body(most)
 
     def receive_body(self) -> None:
         """Read the current request's body into its exchange's `Body`."""
@@ -203,7 +209,7 @@ class Connection(asyncio.Protocol):
         if exchange.request.expects_continue and not self._reader.buffered:
             self.send(CONTINUE)
         self._phase = Phase.BODY
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.body
+        self._deadline = self._worker.now() + self.timeouts.body
         self._read_body()
 
     def _read_body(self) -> None:
@@ -229,7 +235,7 @@ class Connection(asyncio.Protocol):
             self._deadline = _FOREVER
             self._pause_reading()
         else:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.body
+            self._deadline = self._worker.now() + self.timeouts.body
             # It was paused where a verdict was waited for, and more had come than is taken in then.
             self._resume_reading()
 
@@ -249,7 +255,7 @@ class Connection(asyncio.Protocol):
     def body_has_room(self) -> None:
         """The disk has caught up with the client."""
         if self._phase is Phase.BODY:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.body
+            self._deadline = self._worker.now() + self.timeouts.body
             self._resume_reading()
 
     def _pause_if_full(self) -> None:
@@ -349,7 +355,7 @@ class Connection(asyncio.Protocol):
             self._worker.readiness.watch(self._socket, self._has_room, WRITING)
         self.is_congested = self._awaits_room = True
         self._note_waiting()
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.send
+        self._deadline = self._worker.now() + self.timeouts.send
 
     def _has_room(self) -> None:
         """The socket takes more. It stays watched if that is waited for again at once."""
@@ -394,11 +400,11 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _await_next(self) -> None:
-        timeouts = self._worker.settings.timeouts
         if self.is_congested:
-            self._deadline = self._worker.now() + timeouts.send
+            self._deadline = self._worker.now() + self.timeouts.send
         else:
-            self._deadline = min(self._worker.now() + timeouts.keepalive, self._worker.last_call)
+            keepalive = self._worker.settings.timeouts.keepalive
+            self._deadline = min(self._worker.now() + keepalive, self._worker.last_call)
 
     def _refuse(self, refused: Refused) -> None:
         """Answer what is no request."""
@@ -407,6 +413,8 @@ class Connection(asyncio.Protocol):
         page = pages.error_page(refused.status, REASONS.get(refused.status, b""), "", words)
         fields = [(b"Content-Type", b"text/html; charset=utf-8")]
         framing = b"Content-Length: %d\r\nConnection: close\r\n" % len(page)
+        if self._reader.is_for_head:
+            page = b""
         if refused.status == 405:
             fields.append((b"Allow", METHODS.encode()))
         self.send(encode_head(encode_start(refused.status, b"", fields), framing) + page)
@@ -419,18 +427,18 @@ class Connection(asyncio.Protocol):
         """Act if the deadline has passed; called some times a second."""
         if not self._transport:
             return
-        if self._reading_paused and self._phase is Phase.ANSWER and _has_hung_up(self._transport):
+        if self._reading_paused and self._phase is Phase.ANSWER and is_ready(self._socket, select.POLLRDHUP):
             self._abort()
             return
         if now < self._deadline:
             return
-        if self._phase is Phase.IDLE and self._worker.is_draining and _has_input(self._transport):
+        if self._phase is Phase.IDLE and self._worker.is_draining and is_ready(self._socket, select.POLLIN):
             return  # a request has come at the last moment; it is read before the next look
         waiting = self._waiting()
         if waiting != self._seen_waiting and (waiting or self._phase is Phase.LINGER):
             # The client takes, if slowly.
             self._seen_waiting = waiting
-            self._deadline = now + (self._worker.settings.timeouts.send if waiting else _LINGER_TIME)
+            self._deadline = now + (self.timeouts.send if waiting else _LINGER_TIME)
         elif waiting or self._awaits_room:
             self.abandon()
         elif self._phase is Phase.HEAD and self._reader.has_request_line:
@@ -456,7 +464,7 @@ class Connection(asyncio.Protocol):
             return
         self._phase = Phase.LINGER
         waiting = self._note_waiting()
-        self._deadline = self._worker.now() + (self._worker.settings.timeouts.send if waiting else _LINGER_TIME)
+        self._deadline = self._worker.now() + (self.timeouts.send if waiting else _LINGER_TIME)
         self._resume_reading()
         if transport.can_write_eof():
             transport.write_eof()
@@ -467,7 +475,7 @@ class Connection(asyncio.Protocol):
         if self._transport:
             self._phase = Phase.CLOSING
             self._note_waiting()
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.send
+            self._deadline = self._worker.now() + self.timeouts.send
             # Not in this turn: asyncio ends a transport twice that is closed while it says that it takes more.
             self._worker.loop.call_soon(self._transport.close)
 
@@ -484,17 +492,3 @@ class Connection(asyncio.Protocol):
     def shut(self) -> None:
         """End at once: the server stops."""
         self._abort()
-
-
-def _has_input(transport: asyncio.Transport) -> bool:
-    """Whether there is something to be read."""
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _has_hung_up(transport: asyncio.Transport) -> bool:
-    """Whether the client has left while nothing is read from it, which is how else one learns it."""
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))

@@ -54,12 +54,12 @@ def exit_word(status: int) -> str:
     return str(os.WEXITSTATUS(status))
 
 
-def not_stored(error: OSError) -> Fault:
-    """Return the fault for a request whose body could not be stored."""
+def not_stored(error: OSError, place: str) -> Fault:
+    """Return the fault for a request whose body could not be stored; `place` names what says where bodies are."""
     words = f"the body of the request could not be stored: {error.strerror}"
     if error.errno in _SCARCE:
-        return Fault(503, f"{words}. Raise the limit (ulimit -n), or lower --max-programs", retry_after=5)
-    return Fault(507, f"{words}; see --temp-dir")
+        return Fault(503, f"{words}. Raise the limit (ulimit -n), or lower max_programs", retry_after=5)
+    return Fault(507, f"{words}; see {place}")
 
 
 def start_failed(path: bytes, phase: str, error: int) -> Fault:
@@ -69,7 +69,7 @@ def start_failed(path: bytes, phase: str, error: int) -> Fault:
         return Fault(
             503,
             f"{name} could not be started: {os.strerror(error)}; there are too few processes, descriptors or memory. "
-            "Raise the limits (ulimit -u, ulimit -n), or lower --max-programs",
+            "Raise the limits (ulimit -u, ulimit -n), or lower max_programs (--max-programs)",
             retry_after=5,
         )
     if phase == "chdir":

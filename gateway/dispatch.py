@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.response import METHODS
-from gateway.routes import Endpoint, Rewriter, RouteTable, expand, host_of
+from gateway.routes import Bounds, Endpoint, Guard, Rewriter, RouteTable, expand, host_of
 from gateway.routing import BadPath, Match, Router
 from gateway.settings import CgiMount, Settings, SiteMount, StaticMount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    from gateway.clients.door import Door
 
 # Redirects within the server for one request (RFC 3875 leaves the number open; Apache LimitInternalRecursion 10).
 REDIRECTS = 10
@@ -28,22 +30,26 @@ class Handler(Protocol):
         """Answer `exchange`, whose path has `segments` below the handler's prefix."""
 
 
-class Guard(Protocol):
-    """What stands before all that is below a prefix."""
-
-    def ask(self, exchange: Exchange, redirects: int) -> None:
-        """Have `exchange` granted and routed anew, or answer it."""
-
-
 class Dispatcher:
     """Everything that decides who answers."""
 
     def __init__(
-        self, settings: Settings, endpoints: Iterable[Endpoint[Handler]], guards: Iterable[list[tuple[str, Guard]]]
+        self,
+        settings: Settings,
+        endpoints: Iterable[Endpoint[Handler]],
+        guards: tuple[list[tuple[str, Guard]], list[tuple[str, Guard]]],
+        door: Door | None,
     ) -> None:
-        """Take the routes with their handlers; and kinds of guards with their prefixes, in the order of asking."""
+        """Take the routes with their handlers; guards with their prefixes, those who ask for passwords and then
+        Authorizers; and what counts clients, if anything does."""
+        endpoints = list(endpoints)
         self._table = RouteTable(endpoints)
-        self._guards = [Router(kind) for kind in guards if kind]
+        self._guards = tuple(Router(kind) for kind in guards)
+        self._has_guards = any(guards) or any(endpoint.guard for endpoint in endpoints)
+        self._door = door
+        # By the route; empty if none has limits of its own.
+        self._bounds = {id(route): Bounds.of(settings, route) for route in settings.routes if route.limits}
+        self._server_bounds = Bounds.of(settings)
         self._rewriter = Rewriter(settings.rewrites) if settings.rewrites else None
         self._https_port = settings.https_port
 
@@ -76,9 +82,11 @@ class Dispatcher:
                 if rewritten:
                     self._follow_rewrite(exchange, *rewritten)
                     return
-            if self._guards and self._is_asked(exchange, redirects):
-                return
             match = self._table.match(exchange.request)
+            if self._bounds and match and self._is_held(exchange, match.target, redirects):
+                return
+            if self._has_guards and self._is_asked(exchange, match, redirects):
+                return
         except BadPath as bad:
             exchange.fail(Fault(400, str(bad)))
             return
@@ -89,14 +97,48 @@ class Dispatcher:
         else:
             self._answer_by(exchange, match, redirects)
 
-    def _is_asked(self, exchange: Exchange, redirects: int) -> bool:
-        """Ask the next guard of the path that has not let the request pass, if there is one; raise BadPath."""
-        for guards in self._guards:
-            guard = guards.match(exchange.request.path)
-            if guard and not (exchange.granted and exchange.granted.passes(guard.target)):
-                guard.target.ask(exchange, redirects)
+    def _is_held(self, exchange: Exchange, first: Endpoint[Handler], redirects: int) -> bool:
+        """Have the limits of a route hold for a request; return whether it is answered, or waits for its turn.
+
+        The times are those of the route that answers. The body's size is the first route's, by the client's own path;
+        a client is counted by the first that counts.
+        """
+        endpoint = first.for_method(exchange.request.method)
+        if isinstance(endpoint, str) or (endpoint.route.internal and not redirects):
+            return False
+        bounds = self._bounds.get(id(endpoint.route), self._server_bounds)
+        exchange.set_timeouts(bounds.timeouts)
+        if not exchange.is_routed:
+            exchange.is_routed = True
+            if not exchange.limit_body(bounds.body):
+                exchange.policy = endpoint.policy
+                exchange.fail(Fault(413, f"the request's body is larger than {bounds.body} bytes"))
+                return True
+        if exchange.is_counted or not self._door or not (bounds.rate or bounds.connections):
+            return False
+        exchange.is_counted = True
+        exchange.policy = endpoint.policy
+        return self._door.holds_for(exchange, bounds, redirects)
+
+    def _is_asked(self, exchange: Exchange, match: Match[Endpoint[Handler]] | None, redirects: int) -> bool:
+        """Ask the next guard that has not let the request pass, if there is one; raise BadPath."""
+        for guard in self._guards_of(exchange, match):
+            if not (exchange.granted and exchange.granted.passes(guard)):
+                guard.ask(exchange, redirects)
                 return True
         return False
+
+    def _guards_of(self, exchange: Exchange, match: Match[Endpoint[Handler]] | None) -> Iterator[Guard]:
+        """Yield one of each kind: the route's own, else the one with the longest prefix."""
+        endpoint = match.target.for_method(exchange.request.method) if match else ""
+        own = None if isinstance(endpoint, str) else endpoint.guard
+        for guards in self._guards:
+            found = guards.match(exchange.request.path)
+            if own:
+                yield own
+                own = None
+            elif found:
+                yield found.target
 
     def _follow_rewrite(self, exchange: Exchange, target: bytes, status: int) -> None:
         if status:

@@ -17,6 +17,7 @@ from gateway.http.response import LAST_CHUNK, REASONS, Start, encode_head, encod
 if TYPE_CHECKING:
     from gateway.connection import Connection
     from gateway.routes import Policy
+    from gateway.settings import Timeouts
     from gateway.worker import Worker
 
 _HTML: Fields = [(b"Content-Type", b"text/html; charset=utf-8")]
@@ -81,8 +82,8 @@ class Exchange:
 
     __slots__ = (
         "_begun", "_chunked", "_coding", "_connection", "_encoder", "_ended", "_forced", "_left", "_mute",
-        "_persistence", "_programs", "_promised", "_start", "_started", "body", "carried", "granted", "id", "peer",
-        "policy", "record", "request", "responder", "seat", "worker",
+        "_persistence", "_programs", "_promised", "_start", "_started", "body", "carried", "granted", "id",
+        "is_counted", "is_routed", "peer", "policy", "record", "request", "responder", "seats", "timeouts", "worker",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, worker: Worker) -> None:
@@ -96,7 +97,10 @@ class Exchange:
         self.carried: Fields = []  # of a program that has let a file answer; they win
         self._forced = 0  # the status of the error whose page is being made
         self.peer = connection.peer
-        self.seat = 0  # under what it is counted, beside its connection
+        self.seats: tuple[int, ...] = ()  # under what it is counted, beside its connection
+        self.timeouts = worker.settings.timeouts  # or those of the route that answers
+        self.is_routed = False  # the limit of its body is its route's
+        self.is_counted = False  # by a route
         self.record = Record(self.peer.address, request, self.id)
         self._connection = connection
         self._started = worker.now()
@@ -155,6 +159,16 @@ class Exchange:
     def grant(self, guard: object, variables: dict[bytes, bytes], *, hides_authorization: bool = False) -> None:
         """Let the request pass `guard`. With `hides_authorization`, no program is told by which password it did."""
         self.granted = (self.granted or Grant({}, False)).and_by(guard, variables, hides_authorization)
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Have the times of a route hold."""
+        self.timeouts = self._connection.timeouts = timeouts
+
+    def limit_body(self, most: int) -> bool:
+        """Let the request's body, none of which has been read, have `most` bytes; return whether it may."""
+        if self.request.body_follows:
+            self._connection.limit_body(most)
+        return (self.request.content_length or 0) <= most
 
     def receive_body(self, body: Body) -> None:
         """Read the request's body into `body`; its `on_complete` follows, at once if the body is here."""
@@ -410,8 +424,8 @@ class Exchange:
             self.record.status = 499
         if self.responder:
             self.responder.client_gone()
-        if self.seat:
-            self.worker.leave(self.seat)
+        for seat in self.seats:
+            self.worker.leave(seat)
         self._log_if_done()
 
     def client_ready(self) -> None:
@@ -423,8 +437,8 @@ class Exchange:
         self._ended = True
         if self.body:
             self.body.close()
-        if self.seat:
-            self.worker.leave(self.seat)
+        for seat in self.seats:
+            self.worker.leave(seat)
         self._log_if_done()
         self._connection.exchange_ended()
 

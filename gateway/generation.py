@@ -61,7 +61,7 @@ class Generation:
         self._spawners = [Child("spawner", number + 1) for number in numbers]
         self._places = [{server: tokens.join() for server, tokens in self.tokens.items()} for _ in numbers]
         clients = settings.clients
-        self._clients = ClientTable(clients.addresses, settings.workers) if clients.are_counted else None
+        self._clients = ClientTable(clients.addresses, settings.workers) if settings.counts_clients else None
         self._leaving: dict[int, Roll] = {}  # spawners whose worker died, while they end their programs
         self._ending = ""  # "", "drain" or "stop"
         self._end_by = float("inf")

@@ -41,6 +41,8 @@ def add_limit_options(add: Callable[..., Any]) -> None:
         help="requests of one client address, as 10/s, 600/m or 10/s,burst=20: so many more at once, or with ,delay "
         "one after the other at the rate; what is over is answered 429")  # fmt: skip
     add("--limit-connections", metavar="N", default="", help="connections of one client address at once")
+    add("--exempt", action="append", default=[], metavar="NETWORKS",
+        help="clients in NETWORKS, as 10.0.0.0/8,::1,unix:, are not counted and not limited; repeatable")  # fmt: skip
     add("--limit-status", choices=("429", "503"), default="429", help="for who is over a limit (default 429)")
     add("--max-connections", metavar="N", default="", help="connections of one worker (default: as descriptors allow)")
     add("--max-handshakes", metavar="N", default="", help="of these, TLS handshakes under way (default 1024)")
@@ -66,6 +68,7 @@ def client_settings(options: argparse.Namespace, listen: Sequence[Address], chec
         raise UsageError("--real-ip-header: nobody is believed; name the proxies by --real-ip NETWORKS")
     return ClientSettings(
         rate=_rate(options.limit_rate) if options.limit_rate else None,
+        exempt=_trust("--exempt", options.exempt) if options.exempt else None,
         connections=_count("--limit-connections", options.limit_connections, plain.connections),
         status=int(options.limit_status),
         pace=_pace(options),
@@ -78,17 +81,25 @@ def client_settings(options: argparse.Namespace, listen: Sequence[Address], chec
 
 
 def _rate(text: str) -> RateLimit:
+    try:
+        return read_rate(text)
+    except ValueError as error:
+        raise UsageError(f"--limit-rate {text}: {error}") from None
+
+
+def read_rate(text: str) -> RateLimit:
+    """Return the rate that `text` says, ``10/s,burst=20``; raise ValueError, whose words say what would be right."""
     match = _RATE.fullmatch(text)
     rate = float(match[1]) / _PERIODS[match[2] or ""] if match else 0.0
     if not match or not rate:
-        raise UsageError(f"--limit-rate {text}: not a rate above 0; write, say, 10/s or 600/m,burst=20,delay")
+        raise ValueError("not a rate above 0; write, say, 10/s or 600/m,burst=20,delay")
     words = match[3].split(",")[1:]
     bursts = [int(word.removeprefix("burst=")) for word in words if word != "delay"]
     if len(bursts) > 1:
-        raise UsageError(f"--limit-rate {text}: burst is given twice; give it once")
+        raise ValueError("burst is given twice; give it once")
     burst = bursts[0] if bursts else 0
     if "delay" in words and not burst:
-        raise UsageError(f"--limit-rate {text}: delay needs a burst, of which it is; write, say, {match[1]}/s,burst=20")
+        raise ValueError(f"delay needs a burst, of which it is; write, say, {match[1]}/s,burst=20")
     return RateLimit(rate, burst, "delay" in words)
 
 
@@ -153,9 +164,11 @@ def _real_ip(options: argparse.Namespace) -> RealIp:
 
 def _auth(options: argparse.Namespace, check_prefix: _Prefix) -> tuple[BasicAuth, ...]:
     found: dict[str, BasicAuth] = {}
-    if options.auth and not _REALM.fullmatch(options.auth_realm):
-        why = "not fit to be quoted; write up to 128 ASCII characters, no quotes, no backslash"
-        raise UsageError(f"--auth-realm {options.auth_realm!r}: {why}")
+    if options.auth:
+        try:
+            check_realm(options.auth_realm)
+        except ValueError as error:
+            raise UsageError(f"--auth-realm {options.auth_realm!r}: {error}") from None
     for text in options.auth:
         prefix, equals, file = text.partition("=")
         prefix = check_prefix("--auth", text, prefix, "/admin/=/etc/htpasswd")
@@ -164,10 +177,24 @@ def _auth(options: argparse.Namespace, check_prefix: _Prefix) -> tuple[BasicAuth
         if prefix in found:
             raise UsageError(f"--auth: {prefix} is given twice; give each one once")
         try:
-            read_htpasswd(file)
-        except OSError as error:
-            raise UsageError(f"--auth {text}: {error.strerror}; name a file that htpasswd -B has made") from None
-        except HtpasswdError as error:
+            check_passwords(file)
+        except ValueError as error:
             raise UsageError(f"--auth {text}: {error}") from None
         found[prefix] = BasicAuth(prefix, os.path.abspath(file), options.auth_realm)
     return tuple(found.values())
+
+
+def check_realm(realm: str) -> None:
+    """Raise ValueError, whose words say what would be right, for what cannot stand in a challenge."""
+    if not _REALM.fullmatch(realm):
+        raise ValueError("not fit to be quoted; write up to 128 ASCII characters, no quotes, no backslash")
+
+
+def check_passwords(file: str) -> None:
+    """Raise ValueError, whose words say what would be right, if `file` cannot be read as a file of passwords."""
+    try:
+        read_htpasswd(file)
+    except OSError as error:
+        raise ValueError(f"{error.strerror}; name a file that htpasswd -B has made") from None
+    except HtpasswdError as error:
+        raise ValueError(str(error)) from None

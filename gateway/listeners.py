@@ -51,10 +51,11 @@ class Listener:
         return f"unix:{os.fsdecode(name) if isinstance(name, bytes) else name}"
 
 
-def listen_at(addresses: Sequence[Address], there: Iterable[Listener]) -> list[Listener]:
+def listen_at(addresses: Sequence[Address], there: Iterable[Listener], name: str) -> list[Listener]:
     """Return what listens at `addresses`: from `there` where it is among those, else opened; raise UsageError.
 
-    They come in the order of the addresses, and after them what was given and is at none.
+    They come in the order of the addresses, and after them what was given and is at none. `name` is that of the option,
+    or key, which has the addresses.
     """
     left = list(there)
     given = [listener for listener in left if listener.is_given]
@@ -71,7 +72,7 @@ def listen_at(addresses: Sequence[Address], there: Iterable[Listener]) -> list[L
         except AddressError as error:
             for listener in opened:
                 listener.close()
-            raise UsageError(f"--listen {address}: {error}") from None
+            raise UsageError(f"{name} {address}: {error}") from None
         found.append(listener)
         opened.append(listener)
     return found + [listener for listener in given if listener not in found]

@@ -58,16 +58,16 @@ def prepare(settings: Settings, there: Iterable[Listener], before: Credentials |
         credentials = Credentials(settings.tls, before) if settings.tls else None
     except TlsError as error:
         raise UsageError(f"TLS: {error}") from None
-    opened("--error-log", lambda: ErrorLog(settings.error_log).close())
-    opened("--access-log", lambda: LogFile(settings.access_log, 1).close())
+    opened(settings.named("--error-log"), lambda: ErrorLog(settings.error_log).close())
+    opened(settings.named("--access-log"), lambda: LogFile(settings.access_log, 1).close())
     own_logs(settings)
     pid_file = PidFile(settings.pid_file)
-    opened("--pid-file", pid_file.check)
+    opened(settings.named("--pid-file"), pid_file.check)
     there = list(there)
     if settings.listen == DEFAULT and any(listener.is_given for listener in there):
         # Whoever gives sockets has said where the server is to listen.
         settings = replace(settings, listen=())
-    listeners = listen_at(settings.addresses, there)
+    listeners = listen_at(settings.addresses, there, settings.named("--listen"))
     return Prepared(settings, listeners, pid_file, _secured(settings, listeners), credentials)
 
 
@@ -80,9 +80,9 @@ def _secured(settings: Settings, listeners: list[Listener]) -> list[Listener]:
     return [listener for listener in listeners if not listener.address.path]
 
 
-def opened(option: str, open_it: Callable[[], _Opened]) -> _Opened:
+def opened(name: str, open_it: Callable[[], _Opened]) -> _Opened:
     """Return what `open_it` returns; raise UsageError for a file that cannot be opened."""
     try:
         return open_it()
     except OSError as error:
-        raise UsageError(f"{option} {error.filename}: {error.strerror}; name a file that can be written to") from None
+        raise UsageError(f"{name} {error.filename}: {error.strerror}; name a file that can be written to") from None

@@ -50,3 +50,10 @@ class Readiness:
             callback = self._callbacks.get(descriptor)
             if callback:
                 callback()
+
+
+def is_ready(descriptor: int, events: int) -> bool:
+    """Whether one of `events`, of poll(2), has come at a descriptor by now."""
+    poll = select.poll()
+    poll.register(descriptor, events)
+    return bool(poll.poll(0))

@@ -10,13 +10,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from urllib.parse import quote_from_bytes
 
+from gateway.clients.settings import RateLimit
 from gateway.http.message import Request
 from gateway.http.response import Start, with_fields
 from gateway.routing import Match, Router, normalise
-from gateway.settings import Rewrite, Route
+from gateway.settings import Rewrite, Route, Settings, Timeouts
+
+if TYPE_CHECKING:
+    from gateway.exchange import Exchange
 
 Handler = TypeVar("Handler")
 
@@ -29,6 +33,13 @@ _HEADS = 256
 _VARIABLE = re.compile(r"\$(host|uri|path|[1-9])")
 # In a path, besides what is unreserved (RFC 3986 section 3.3).
 _SAFE = "/!$&'()*+,;=:@~"
+
+
+class Guard(Protocol):
+    """What stands before all that is below a prefix, or before a route."""
+
+    def ask(self, exchange: Exchange, redirects: int) -> None:
+        """Have `exchange` granted and routed anew, or answer it."""
 
 
 @dataclass(slots=True)
@@ -53,19 +64,46 @@ class Policy:
 
 
 @dataclass(slots=True)
+class Bounds:
+    """What holds for the requests of a route: the largest body, the times, what one client may have.
+
+    `scope` is what its counts of clients are kept apart by, the same after a reload.
+    """
+
+    body: int
+    timeouts: Timeouts
+    rate: RateLimit | None = None
+    connections: int = 0
+    scope: bytes = b""
+
+    @classmethod
+    def of(cls, settings: Settings, route: Route | None = None) -> Bounds:
+        """Return those of a route, or of all others."""
+        limits = route.limits if route else None
+        if not route or not limits:
+            return cls(settings.limits.body, settings.timeouts)
+        timeouts = replace(
+            settings.timeouts, body=limits.body, send=limits.send, script=limits.script, queue=limits.queue
+        )
+        scope = "\n".join((route.prefix, *route.hosts, "", *route.methods)).encode()
+        return cls(limits.max_body, timeouts, limits.rate, limits.connections, scope)
+
+
+@dataclass(slots=True)
 class Endpoint(Generic[Handler]):
-    """What a route leads to. `other`: what is asked if the method is not its own."""
+    """What a route leads to. `other`: what is asked if the method is not its own. `guard`: the route's own."""
 
     route: Route
     handler: Handler
     policy: Policy | None
     is_plain: bool  # nothing to be looked at before its handler is asked
     methods: frozenset[bytes]
+    guard: Guard | None = None
     other: Endpoint[Handler] | None = None
 
     @classmethod
-    def of(cls, route: Route, handler: Handler) -> Endpoint[Handler]:
-        """Return the endpoint of a route that `handler` answers."""
+    def of(cls, route: Route, handler: Handler, guard: Guard | None = None) -> Endpoint[Handler]:
+        """Return the endpoint of a route that `handler` answers, for those whom `guard` lets pass."""
         policy = None
         if route.headers or route.error_pages or route.sendfile_root:
             policy = Policy(
@@ -77,7 +115,7 @@ class Endpoint(Generic[Handler]):
         methods = {method.encode() for method in route.methods}
         if b"GET" in methods:
             methods.add(b"HEAD")
-        return cls(route, handler, policy, is_plain, frozenset(methods))
+        return cls(route, handler, policy, is_plain, frozenset(methods), guard)
 
     def for_method(self, method: bytes) -> Endpoint[Handler] | str:
         """Return the endpoint for a method, or the methods that there are endpoints for, as Allow says them."""

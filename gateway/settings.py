@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fcgi_pool.listener import Address
 from gateway.cgi.warm.shebang import Recipe
-from gateway.clients.settings import ClientSettings
+from gateway.clients.settings import BasicAuth, ClientSettings, RateLimit
 from gateway.http.limits import Limits
 from gateway.privileges import Account
 
@@ -139,6 +139,20 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteLimits:
+    """What holds for the requests of one route: in place of the server's a body of `max_body` bytes and times in
+    seconds, see `Timeouts`; and beside the server's a rate and a number of requests at once of each client."""
+
+    max_body: int
+    body: float
+    send: float
+    script: float
+    queue: float
+    rate: RateLimit | None = None
+    connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """Which requests `mount` or `redirect` answers, and what is said around its answers."""
 
@@ -155,6 +169,8 @@ class Route:
     headers: tuple[tuple[str, str], ...] = ()
     error_pages: tuple[tuple[int, str], ...] = ()
     sendfile_root: str = ""  # where X-Sendfile may lead to
+    limits: RouteLimits | None = None  # None: the server's
+    auth: BasicAuth | None = None  # who may, in place of what stands before its prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +179,15 @@ class KeyPair:
 
     certificate: str
     key: str
+
+
+# Options whose keys are not those of the table [server] alone.
+_KEYS = {
+    "--script-timeout": "script_timeout",
+    "--queue-timeout": "queue_timeout",
+    "--warm require": 'warm = "require"',
+    "--auth": "auth",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +243,13 @@ class Settings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
     clients: ClientSettings = field(default_factory=ClientSettings)
+    are_of_file: bool = False  # a configuration file said all this, not options
+
+    def named(self, option: str) -> str:
+        """Return what the user knows `option` by: in a configuration file, a key."""
+        if not self.are_of_file:
+            return option
+        return _KEYS.get(option) or "[server] " + option.removeprefix("--").replace("-", "_")
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -228,6 +260,12 @@ class Settings:
     def mounts(self) -> tuple[Mount, ...]:
         """Every mount, in the order of the routes."""
         return tuple(route.mount for route in self.routes if route.mount)
+
+    @property
+    def counts_clients(self) -> bool:
+        """Whether anything is counted by the client's address."""
+        limits = [route.limits for route in self.routes if route.limits]
+        return self.clients.are_counted or any(one.rate or one.connections for one in limits)
 
     @property
     def fastcgi_servers(self) -> tuple[FastCgiServer, ...]:

@@ -13,20 +13,24 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from fcgi_pool.listener import BACKLOG
 from fcgi_pool.process import die_with
+from gateway import diagnosis
 from gateway.access_log import AccessLog, refused_record
 from gateway.body import Body, start_disk_thread
 from gateway.cgi.launcher import Launcher
 from gateway.cgi.roll import Roll
+from gateway.clients.addresses import Trusted
 from gateway.clients.door import Door
 from gateway.clients.entrance import Entrance
 from gateway.clients.peer import Peer
 from gateway.clients.table import ClientShare
 from gateway.connection import Connection
-from gateway.dispatch import Dispatcher, Guard, Handler
+from gateway.dispatch import Dispatcher, Handler
 from gateway.error_log import ErrorLog
 from gateway.exchange import Exchange, renew_ids
 from gateway.fastcgi.backend import Backend
@@ -43,7 +47,7 @@ from gateway.http.base_reader import Reader
 from gateway.http.message import Refused
 from gateway.http.reader import reader_class
 from gateway.readiness import Readiness
-from gateway.routes import Endpoint
+from gateway.routes import Endpoint, Guard
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings, SiteMount, StaticMount
 from gateway.tls.certificates import decode
 from gateway.tls.share import TlsShare
@@ -59,6 +63,7 @@ _OWN_DESCRIPTORS = 32
 # Of one program at its start: both ends of two pipes, its body twice.
 _PROGRAM_DESCRIPTORS = 6
 
+_ANY_BODY = 10**19
 # Objects made before the collector looks: a request makes some hundred, and hardly any are in cycles.
 _GC_THRESHOLD = 20_000
 
@@ -119,6 +124,9 @@ class Worker:
         self.readiness = Readiness(self.loop)
         self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
         self._reader_class = reader_class(settings.http)
+        # Where routes have limits, which one a body has is known when its head has been read, and is seen to then.
+        body = _ANY_BODY if any(route.limits for route in settings.routes) else settings.limits.body
+        self._limits = replace(settings.limits, body=body)
         self._listeners = listeners
         self._control = control
         self._accepting = False
@@ -127,18 +135,25 @@ class Worker:
             server: Backend(self, actual.get(server, server), shares.get(server)) for server in settings.fastcgi_servers
         }
         numbers = {id(mount): number for number, mount in enumerate(settings.mounts)}
+        own = {route.auth: BasicAuthGuard(self, route.auth) for route in settings.routes if route.auth}
         endpoints = [
-            Endpoint.of(route, self._handler(route.mount, numbers.get(id(route.mount), 0))) for route in settings.routes
+            Endpoint.of(
+                route,
+                self._handler(route.mount, numbers.get(id(route.mount), 0)),
+                own[route.auth] if route.auth else None,
+            )
+            for route in settings.routes
         ]
         if settings.shows_index and not any(route.prefix == "/" for route in settings.routes):
             endpoints.append(Endpoint.of(Route("/"), Index(settings.mounts)))
         # Of each kind the one with the longest prefix is asked: who it is first, then whether that one may.
-        guards: list[list[tuple[str, Guard]]] = [
+        guards: tuple[list[tuple[str, Guard]], list[tuple[str, Guard]]] = (
             [(auth.prefix, BasicAuthGuard(self, auth)) for auth in settings.clients.auth],
             [(mount.prefix, Authorizer(self, mount)) for mount in settings.authorizers],
-        ]
-        self._dispatcher = Dispatcher(settings, endpoints, guards)
+        )
+        self._exempt = Trusted(settings.clients.exempt) if settings.clients.exempt else None
         self.door = Door(self, settings.clients, counted) if counted or settings.clients.real_ip else None
+        self._dispatcher = Dispatcher(settings, endpoints, guards, self.door)
         self._entrance = Entrance(self, _proxied(settings, listeners), tls)
 
     def _handler(self, mount: Mount | None, number: int) -> Handler:
@@ -176,7 +191,7 @@ class Worker:
 
     def new_reader(self) -> Reader:
         """Return a reader for a new connection."""
-        return self._reader_class(self.settings.limits)
+        return self._reader_class(self._limits)
 
     def _listen(self) -> None:
         if self._accepting or self.is_draining or len(self.connections) >= self._capacity:
@@ -230,6 +245,10 @@ class Worker:
         if self.door:
             self.door.leave(seat)
 
+    def is_exempt(self, peer: Peer) -> bool:
+        """Whether `peer` is neither counted nor limited."""
+        return self._exempt is not None and self._exempt.has(peer.client[0] if peer.client else None)
+
     def _room_for_connections(self) -> None:
         if not self._accepting:
             self._listen()
@@ -253,11 +272,13 @@ class Worker:
         """Answer by a file that a program names."""
         send_file(self, exchange, path)
 
-    def new_body(
-        self, exchange: Exchange, on_complete: Callable[[], None], on_error: Callable[[OSError], None]
-    ) -> Body:
-        """Return what stores the body of `exchange`."""
+    def new_body(self, exchange: Exchange, on_complete: Callable[[], None]) -> Body:
+        """Return what stores the body of `exchange`, which fails where that cannot be done."""
+        on_error = partial(self._body_failed, exchange)
         return Body(self.loop, self.settings.temp_dir, on_complete, on_error, exchange.body_has_room)
+
+    def _body_failed(self, exchange: Exchange, error: OSError) -> None:
+        exchange.fail(diagnosis.not_stored(error, self.settings.named("--temp-dir")))
 
     def log_refused(self, client: str, refused: Refused, size: int, outcome: str) -> None:
         """Log what was no request."""

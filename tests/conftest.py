@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests import support
+from tests.misbehaviour import Gate
 from tests.support import Server, need, start_server
 
 # How long a case takes says more about the machine than about the code.
@@ -52,6 +53,26 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
             server.process.wait()
     if failures:
         raise failures[0]
+
+
+@pytest.fixture
+def configured(serve: Callable[..., Server], tmp_path: Path) -> Callable[..., Server]:
+    """Start a server by the text of a file that begins in the table [server]: ``configured("[[routes]]…")``."""
+
+    def start(text: str, workers: int = 1) -> Server:
+        path = tmp_path / "gateway.toml"
+        path.write_text(f'[server]\nlisten = ["127.0.0.1:0"]\nworkers = {workers}\n{text}')
+        return serve(config=path, workers=workers)
+
+    return start
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """What programs wait at."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.close()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests import misbehaviour, support
 
 APP = '''"""Says what it was asked, who it is, and what it was told."""
@@ -181,6 +183,13 @@ def site(directory: Path, gate: misbehaviour.Gate) -> Iterator[Callable[..., Sit
                     os.kill(pid, signal.SIGKILL)
             one.server.process.wait()
         shutil.rmtree(made.sockets)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, gate: misbehaviour.Gate) -> Iterator[Callable[..., Site]]:
+    """See `site`."""
+    with site(tmp_path, gate) as start:
+        yield start
 
 
 def request(path: str, more: str = "") -> bytes:

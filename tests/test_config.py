@@ -16,7 +16,7 @@ from tests import support
 ROUTE = '[[routes]]\npath = "/cgi-bin/"\ncgi = "cgi"\n'
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def place(tmp_path):
     """A directory for a configuration file and what it names."""
     for name in ("cgi", "site", "private"):
@@ -135,17 +135,6 @@ def test_print_config_shows_defaults_too(place):
 
 
 # What routes do.
-
-
-@pytest.fixture
-def configured(serve, place):
-    """Start a server by the text of a file, which names no address: ``configured("[[routes]]…")``."""
-
-    def start(text):
-        path = write(place, f'[server]\nlisten = ["127.0.0.1:0"]\nworkers = 1\n{text}')
-        return serve(config=path)
-
-    return start
 
 
 def location(answer):
@@ -386,3 +375,33 @@ def test_run_goes_with_check(place):
     command = [sys.executable, "-m", "gateway", "--cgi-dir", place / "cgi", "--run"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr[:31]) == (2, "gateway: --run: goes with --che")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('error_log = "/nowhere/log"', r"gateway: \[server\] error_log /nowhere/log: No such file or directory"),
+        ('access_log = "/nowhere/log"', r"gateway: \[server\] access_log /nowhere/log: "),
+        ('pid_file = "/nowhere/pid"', r"gateway: \[server\] pid_file /nowhere/.*: "),
+        ('listen = ["unix:/nowhere/s"]', r"gateway: \[server\] listen unix:/nowhere/s: "),
+    ],
+)
+def test_what_cannot_be_opened_is_named_by_its_key(place, line, words):
+    default = "" if "listen" in line else 'listen = ["127.0.0.1:0"]'
+    path = write(place, f"[server]\n{line}\n{default}\n{ROUTE}")
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway", "--config", path], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.match(words, ended.stderr), ended.stderr
+    assert "--" not in ended.stderr
+
+
+def test_a_check_names_the_key(place):
+    support.script(place / "cgi" / "odd", "#!/bin/sh\n")
+    path = write(place, ROUTE + 'warm = "require"\nlimit_rate = "5/s"\nmax_body = "1K"\n')
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway", "--config", path, "--check"], capture_output=True, text=True, check=False
+    )
+    assert re.search(r'FAILS  /cgi-bin/odd: cold: .* \(warm = "require"\)$', ended.stdout, re.MULTILINE), ended.stdout
+    assert re.search(r"^limit    /cgi-bin/: a body of 1024 bytes, .*, 5 requests a second", ended.stdout, re.MULTILINE)

@@ -381,7 +381,7 @@ def test_a_socket_that_is_removed_is_made_anew(programs: Path) -> None:
         held.wait()
         os.unlink(pool.socket)
         wait_until(lambda: "" if os.path.exists(pool.socket) else "no socket")
-        assert "s was removed: it is made anew" in pool.log.text
+        pool.wait_for("s was removed: it is made anew")
         assert worker_of(pool, programs) not in before
         assert held.release() in before
         wait_until(lambda: "" if not set(before) & set(pool.workers()) else "the old workers are there")

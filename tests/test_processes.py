@@ -35,13 +35,6 @@ echo ended
 
 
 @pytest.fixture
-def gate(tmp_path):
-    gate = misbehaviour.Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
-@pytest.fixture
 def directory(tmp_path, gate):
     for name, text in [("fine", FINE), ("waits", WAITS), ("deaf", DEAF), ("gated", GATED.format(gate=gate.path))]:
         misbehaviour.program(tmp_path / "cgi" / name, text)

@@ -14,20 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, clients_of, descriptors_at, request, site, tcp_sockets, workers_of
+from tests.reload_support import Load, clients_of, descriptors_at, request, serve, tcp_sockets, workers_of
 
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = misbehaviour.Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
-@pytest.fixture
-def serve(tmp_path, gate):
-    with site(tmp_path, gate) as start:
-        yield start
+__all__ = ["serve"]
 
 
 def workers(served):

@@ -15,8 +15,10 @@ import time
 
 import pytest
 
-from tests import misbehaviour, support
-from tests.reload_support import request, site
+from tests import support
+from tests.reload_support import request, serve
+
+__all__ = ["serve"]
 
 # Gives descriptors as systemd does: from 3 on, to the process that it executes.
 GIVE = """
@@ -31,19 +33,6 @@ os.closerange(3 + len(numbers), free + len(numbers))
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(numbers)), "LISTEN_FDNAMES": sys.argv[2]}
 os.execv(sys.argv[3], sys.argv[3:])
 """
-
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = misbehaviour.Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
-@pytest.fixture
-def serve(tmp_path, gate):
-    with site(tmp_path, gate) as start:
-        yield start
 
 
 def giving(*sockets, names=""):

@@ -11,21 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, request, site, workers_of
+from tests.reload_support import Load, request, serve, workers_of
 from tests.test_reload import free_port
 
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = misbehaviour.Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
-@pytest.fixture
-def serve(tmp_path, gate):
-    with site(tmp_path, gate) as start:
-        yield start
+__all__ = ["serve"]
 
 
 @pytest.fixture

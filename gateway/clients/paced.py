@@ -36,6 +36,9 @@ class PacedConnection(Connection):
 
     def sweep(self, now: float) -> None:
         """Act if the client is too slow, or a deadline has passed."""
+        if self._worker.is_exempt(self._exchange.peer if self._exchange else self.peer):
+            super().sweep(now)
+            return
         if self._send_pace and self._transport:
             # What the kernel has taken counts as taken by the client; it takes a few megabytes at most.
             waiting = self._transport.get_write_buffer_size()

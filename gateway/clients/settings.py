@@ -100,6 +100,8 @@ class ClientSettings:
     max_handshakes: int = 1024
     proxy_protocol: ProxyProtocol | None = None
     real_ip: RealIp | None = None
+    # Who is not counted and not limited.
+    exempt: Trust | None = None
     auth: tuple[BasicAuth, ...] = ()
 
     @property

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds, size
+from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
 from gateway.cgi.warm.reuse import pool_command, recipes_below
@@ -18,6 +18,9 @@ from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
 from gateway.config.keys import Rewrite as RewriteKeys
 from gateway.config.keys import Route as RouteKeys
+from gateway.config.limits import read_value as _read
+from gateway.config.limits import route_auth, route_limits, server_limits, timeouts
+from gateway.config.limits import within as _within
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
@@ -47,8 +50,6 @@ from gateway.tls.certificates import TlsError
 from gateway.tls.options import VERIFY, VERSIONS, check, plain
 from gateway.usage import UsageError
 
-_Value = TypeVar("_Value")
-
 _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
 _METHOD = re.compile(r"[A-Z]+")
 _FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -75,12 +76,14 @@ class _Builder:
         self._sockets = sockets
         self._pools: dict[str, Pool] = {}
         self._more: list[Pool] = []  # of scripts that are run again and again
+        self._limits, self._times = Limits(), Timeouts()
 
     def settings(self, document: Document) -> Settings:
         """Return all of it."""
         server = document.server
         if not document.routes:
             raise Mistake(("routes",), 'nothing would be served; write [[routes]] with path = "/cgi-bin/", say')
+        self._limits, self._times = server_limits(server), timeouts(server)
         for name, table in document.pools.items():
             self._pools[name] = self._pool(("pools", name), name, table)
         routes = []
@@ -93,7 +96,6 @@ class _Builder:
                 authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
         self._refuse_same(routes)
         account = _account(document)
-        limits = Limits(body=_read(("server", "max_body"), size, server.max_body))
         tls = self._tls(document)
         texts = server.listen if server.listen is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
         listen = plain([_address(("server", "listen", at), text) for at, text in enumerate(texts)], tls)
@@ -119,8 +121,9 @@ class _Builder:
             tls=tls,
             compress=server.compress,
             max_programs=_within(("server", "max_programs"), server.max_programs, 1, 999_999),
-            timeouts=self._timeouts(document),
-            limits=limits,
+            timeouts=self._times,
+            limits=self._limits,
+            are_of_file=True,
         )
 
     def _path(self, text: str) -> str:
@@ -131,15 +134,6 @@ class _Builder:
         if path and not (os.path.isdir(path) and os.access(path, os.W_OK)):
             raise Mistake(("server", "temp_dir"), f"{path} is no directory that can be written to; create it")
         return path
-
-    def _timeouts(self, document: Document) -> Timeouts:
-        given = {}
-        for name in ("header", "body", "send", "keepalive", "handshake", "script", "queue", "kill", "stop"):
-            where: Where = ("server", f"{name}_timeout")
-            given[name] = _read(where, seconds, getattr(document.server, f"{name}_timeout"))
-            if not given[name]:
-                raise Mistake(where, "a time above 0; every wait has its end")
-        return Timeouts(**given)
 
     def _tls(self, document: Document) -> Tls | None:
         keys = document.tls
@@ -183,8 +177,9 @@ class _Builder:
         window = _read(("clients", "rate_window"), seconds, keys.rate_window)
         auth = [f"{prefix}={self._path(file)}" for prefix, file in keys.auth.items()]
         options = argparse.Namespace(
-            **texts, rate_window=f"{window:g}", proxy_protocol=keys.proxy_protocol, real_ip=keys.real_ip, auth=auth
-        )
+            **texts, rate_window=f"{window:g}", proxy_protocol=keys.proxy_protocol, real_ip=keys.real_ip, auth=auth,
+            exempt=keys.exempt,
+        )  # fmt: skip
         try:
             return client_settings(options, listen, _checked_prefix)
         except UsageError as error:
@@ -244,6 +239,8 @@ class _Builder:
             _headers((*where, "headers"), keys.headers),
             _error_pages((*where, "error_pages"), keys.error_pages),
             self._path(keys.sendfile_root) if keys.sendfile_root else "",
+            route_limits(where, keys, self._limits, self._times),
+            route_auth(where, keys, prefix, self._path(keys.auth)),
         )
 
     def _mount(self, where: Where, prefix: str, keys: RouteKeys) -> Mount | None:
@@ -451,19 +448,6 @@ def _address(where: Where, text: str) -> Address:
         return Address.parse(text.removeprefix("tcp:"))
     except AddressError as error:
         raise Mistake(where, f"{text!r}: {error}") from None
-
-
-def _read(where: Where, reader: Callable[[Any], _Value], value: object) -> _Value:
-    try:
-        return reader(value)
-    except ValueError as error:
-        raise Mistake(where, f"{value!r} is not {error}") from None
-
-
-def _within(where: Where, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise Mistake(where, f"{value}: a number from {low} to {high}")
-    return value
 
 
 def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:

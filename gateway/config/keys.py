@@ -44,6 +44,11 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     loop: Annotated[str, _key("the event loop: auto, uvloop or asyncio")] = "auto"
     max_programs: Annotated[int, _key("CGI programs at once, of each worker; more wait")] = 256
     max_body: Annotated[Size, _key("largest body of a request, bytes or 512K, 16M, 2G", "client_max_body_size")] = "2G"
+    max_header_size: Annotated[
+        Size, _key("largest head of a request, line and fields", "large_client_header_buffers")
+    ] = "64K"
+    max_request_line: Annotated[Size, _key("its line: method and target", "large_client_header_buffers")] = "16K"
+    max_headers: Annotated[int, _key("its fields, at most so many", "max_headers")] = 128
     header_timeout: Annotated[Seconds, _key("a request's whole head", "client_header_timeout")] = 20
     body_timeout: Annotated[Seconds, _key("longest stall of a request's body", "client_body_timeout")] = 60
     send_timeout: Annotated[Seconds, _key("longest time in which a client takes nothing", "send_timeout")] = 60
@@ -113,6 +118,9 @@ class Clients(Struct, forbid_unknown_fields=True, kw_only=True):
     real_ip: Annotated[
         list[str], _key("networks of proxies whose word about the client is taken; unix: too", "set_real_ip_from")
     ] = field(default_factory=list)
+    exempt: Annotated[
+        list[str], _key("networks, and unix:, that are not counted and not limited, and have no minimum rate", "geo")
+    ] = field(default_factory=list)
     real_ip_header: Annotated[str, _key("the field that names the client; X-Forwarded-For", "real_ip_header")] = ""
     auth: Annotated[
         dict[str, str], _key("prefix and htpasswd file: a name and password are asked for", "auth_basic_user_file")
@@ -178,6 +186,23 @@ class Route(Struct, forbid_unknown_fields=True, kw_only=True):
         dict[str, str], _key("for errors of this server: status and a path that answers instead", "error_page")
     ] = field(default_factory=dict)
     sendfile_root: Annotated[str, _key("where X-Sendfile of a program may lead to", "X-Accel-Redirect")] = ""
+    max_body: Annotated[
+        Size | None, _key("in place of the server's: largest body of a request", "client_max_body_size")
+    ] = None
+    body_timeout: Annotated[Seconds | None, _key("in place of the server's", "client_body_timeout")] = None
+    send_timeout: Annotated[Seconds | None, _key("in place of the server's", "send_timeout")] = None
+    script_timeout: Annotated[Seconds | None, _key("in place of the server's", "fastcgi_read_timeout")] = None
+    queue_timeout: Annotated[Seconds | None, _key("in place of the server's")] = None
+    limit_rate: Annotated[
+        str, _key("requests of one client address for this route, beside those of [clients]", "limit_req")
+    ] = ""
+    limit_connections: Annotated[
+        int, _key("requests of one client address at once for this route; 0: any", "limit_conn")
+    ] = 0
+    auth: Annotated[
+        str, _key("an htpasswd file: a name and password are asked for", "auth_basic_user_file")
+    ] = ""
+    auth_realm: Annotated[str, _key("what they are asked for", "auth_basic")] = "restricted"
 
 
 class Document(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -46,7 +46,7 @@ class BasicAuthGuard:
     def __init__(self, worker: Worker, settings: BasicAuth) -> None:
         self._worker = worker
         self._challenge = f'Basic realm="{settings.realm}", charset="UTF-8"'
-        self._file = _WatchedFile(settings.file)
+        self._file = _WatchedFile(settings.file, worker.settings.named("--auth"))
         self._passwords = Passwords({})
         self._trouble = ""
         self._right: dict[bytes, tuple[bytes, float]] = {}
@@ -171,8 +171,10 @@ class _Look(NamedTuple):
 class _WatchedFile:
     """A file of passwords that may change. Looked at by one thread at a time, which may wait for a disk."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, name: str) -> None:
+        """Take the file's path, and the name of the option, or key, which has it."""
         self._path = path
+        self._name = name
         self._meanwhile = "until then, nobody is let in"
         self._seen: object = None
         self._trouble = ""
@@ -190,9 +192,9 @@ class _WatchedFile:
             self._trouble = ""
             self._meanwhile = "until then, what was read before holds"
         except OSError as error:
-            self._trouble = f"--auth {self._path}: {error.strerror}; {self._meanwhile}"
+            self._trouble = f"{self._name} {self._path}: {error.strerror}; {self._meanwhile}"
         except HtpasswdError as error:
-            self._trouble = f"--auth {self._path}: {error}; {self._meanwhile}"
+            self._trouble = f"{self._name} {self._path}: {error}; {self._meanwhile}"
         self._seen = seen
         return _Look(passwords, self._trouble)
 

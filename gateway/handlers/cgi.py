@@ -118,17 +118,14 @@ class CgiRun:
         exchange = self._exchange
         exchange.responder = self
         if exchange.request.has_body:
-            self._body = self._worker.new_body(exchange, self._submit, self._body_failed)
+            self._body = self._worker.new_body(exchange, self._submit)
             exchange.receive_body(self._body)
         else:
             self._submit()
 
-    def _body_failed(self, error: OSError) -> None:
-        self._exchange.fail(diagnosis.not_stored(error))
-
     def _submit(self) -> None:
         self._worker.runs.add(self)
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.queue
+        self._deadline = self._worker.now() + self._exchange.timeouts.queue
         if not self._worker.launcher.submit(self):
             self._over()
             self._exchange.fail(Fault(503, "too many requests wait for a program to be started", retry_after=5))
@@ -155,7 +152,7 @@ class CgiRun:
             variables |= exchange.granted.variables
         self._stdout = reading[0]
         self._error_stream = ErrorStream(reading[1], self._log_stderr)
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        self._deadline = self._worker.now() + self._exchange.timeouts.script
         exchange.program_runs()
         self._later(_WATCH_AFTER, self._listen_stdout)
         path = self._script.filename
@@ -209,7 +206,8 @@ class CgiRun:
 
     def unfit(self, why: str) -> None:
         """It was to be run warm, and cannot be."""
-        self._give_up(Fault(500, f"{self._name} cannot be run warm (--warm require): {why}"))
+        required = self._worker.settings.named("--warm require")
+        self._give_up(Fault(500, f"{self._name} cannot be run warm ({required}): {why}"))
 
     def pipes(self) -> set[int]:
         """Return the inodes of the pipes that the program writes to."""
@@ -284,7 +282,7 @@ class CgiRun:
             self._settle()
             return False
         if self._status is None and not self._exchange.is_ended:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
         try:
             self._relay.take(data)
         except BadOutput as bad:
@@ -308,7 +306,7 @@ class CgiRun:
         if self._stdout >= 0 and not self._reads_stdout and not self._relay.is_full:
             self._listen_stdout()
             if self._status is None:
-                self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+                self._deadline = self._worker.now() + self._exchange.timeouts.script
             else:
                 self._later(_STDOUT_GRACE, self._stdout_grace_over)
 
@@ -395,16 +393,18 @@ class CgiRun:
             return
         self._deadline = math.inf
         exchange = self._exchange
-        timeouts = self._worker.settings.timeouts
+        timeouts, named = exchange.timeouts, self._worker.settings.named
         if not self._run_id:
             self._worker.launcher.withdraw(self)
             self._over()
-            words = f"{self._name} waited {timeouts.queue:g} s for its start: too many programs run (--max-programs)"
+            limit = named("--max-programs")
+            words = f"{self._name} waited {timeouts.queue:g} s for its start: too many programs run ({limit})"
             exchange.fail(Fault(503, words, "timeout", retry_after=5))
             return
-        silence = self._explained(f"silent for {timeouts.script:g} s (--script-timeout); it is ended")
+        limit = named("--script-timeout")
+        silence = self._explained(f"silent for {timeouts.script:g} s ({limit}); it is ended")
         if exchange.is_ended or exchange.responder is not self:
-            words = f"still running {timeouts.script:g} s after its response (--script-timeout); it is ended"
+            words = f"still running {timeouts.script:g} s after its response ({limit}); it is ended"
             self._worker.error_log.warning(self._explained(words), exchange.id)
         elif exchange.is_begun:
             self._relay.cut_off(silence, "timeout")

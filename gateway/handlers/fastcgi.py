@@ -94,27 +94,24 @@ class FastCgiRun:
         exchange = self._exchange
         exchange.responder = self
         if exchange.request.has_body:
-            self._body = self._worker.new_body(exchange, self._submit, self._body_failed)
+            self._body = self._worker.new_body(exchange, self._submit)
             exchange.receive_body(self._body)
         else:
             self._submit()
-
-    def _body_failed(self, error: OSError) -> None:
-        self._exchange.fail(diagnosis.not_stored(error))
 
     def _submit(self) -> None:
         self._worker.runs.add(self)
         self._queue()
 
     def _queue(self) -> None:
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.queue
+        self._deadline = self._worker.now() + self._exchange.timeouts.queue
         if not self._backend.submit(self):
             self._fail(Fault(503, f"too many requests wait for {self._subject}", retry_after=5))
 
     def launch(self, link: Link) -> None:
         """Send the request on `link`."""
         self._link = link
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        self._deadline = self._worker.now() + self._exchange.timeouts.script
         link.begin(self, self._encode(link), self._body)
 
     def _encode(self, link: Link) -> bytes:
@@ -125,7 +122,7 @@ class FastCgiRun:
     def sent(self) -> None:
         """The server has taken a piece of the request: it is not silent."""
         if self._deadline != math.inf:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
 
     def refused(self, error: int) -> None:
         """The server cannot be connected to."""
@@ -154,7 +151,7 @@ class FastCgiRun:
         if relay is None:
             relay = self._relay = Relay(self._worker, self._exchange, is_raw=False)
         relay.is_last = end is not None
-        self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+        self._deadline = self._worker.now() + self._exchange.timeouts.script
         if data:
             self._heard = True
             try:
@@ -264,7 +261,7 @@ class FastCgiRun:
         if self._relay:
             self._relay.client_ready()
         if self._link and not self.is_full:
-            self._deadline = self._worker.now() + self._worker.settings.timeouts.script
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
             self._link.resume()
 
     def client_gone(self) -> None:
@@ -288,12 +285,13 @@ class FastCgiRun:
             return
         self._deadline = math.inf
         exchange = self._exchange
-        timeouts = self._worker.settings.timeouts
+        timeouts, named = exchange.timeouts, self._worker.settings.named
         if not self._link:
-            words = f"{timeouts.queue:g} s passed (--queue-timeout) and no connection to {self._subject} was free"
+            limit = named("--queue-timeout")
+            words = f"{timeouts.queue:g} s passed ({limit}) and no connection to {self._subject} was free"
             self._fail(Fault(503, words, "timeout", retry_after=5))
             return
-        silence = self._in_words(f"was silent for {timeouts.script:g} s (--script-timeout)")
+        silence = self._in_words(f"was silent for {timeouts.script:g} s ({named('--script-timeout')})")
         if exchange.is_ended or exchange.responder is not self:
             self._give_up()
             self._over()

@@ -13,6 +13,7 @@ from gateway.http.semantics import interpret
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 _LINE_ENDS = (b"\r", b"\n")
+_HEAD = b"HEAD "
 
 # A client sends the same fields with each of its requests, but for a few; so what they mean is kept for the next, where
 # no body follows. So many blocks of fields, each of at most so many bytes; then all are forgotten.
@@ -34,7 +35,7 @@ class Reader(ABC):
     when the bytes do not suffice; `Refused` for good when the client broke the protocol.
     """
 
-    __slots__ = ("_body", "_buffer", "_known", "_limits", "_position", "_refused", "_scan")
+    __slots__ = ("_body", "_buffer", "_known", "_limits", "_position", "_refused", "_scan", "_was_head")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -44,6 +45,7 @@ class Reader(ABC):
         self._scan: HeadScan | None = None
         self._body: LengthBody | ChunkedBody | None = None
         self._refused: Refused | None = None
+        self._was_head = False  # what is refused
 
     @abstractmethod
     def _parse_fields(self, head: bytes, line_end: int) -> Fields | None:
@@ -64,11 +66,21 @@ class Reader(ABC):
         """Whether the next request's first line is here while its head is not complete."""
         return self._scan is not None and self._scan.has_request_line
 
+    @property
+    def is_for_head(self) -> bool:
+        """Whether what was refused, or is not complete, begins as a HEAD: then no body answers it (RFC 9110 9.3.2)."""
+        return self._was_head if self._refused else self._buffer.startswith(_HEAD, self._position)
+
     def receive(self, data: bytes) -> None:
         """Store received bytes."""
         rest = self._buffer[self._position :] if self._position else self._buffer
         self._buffer = rest + data if rest else data
         self._position = 0
+
+    def limit_body(self, most: int) -> None:
+        """Let the body that follows the request have `most` bytes, and not what the limits say, if none was read."""
+        if isinstance(self._body, ChunkedBody):
+            self._body.most = most
 
     def next_event(self) -> Event:
         """Return the next event; see the class."""
@@ -76,7 +88,10 @@ class Reader(ABC):
             return self._refused
         event: Event
         if self._body is None:
+            buffer, begin = self._buffer, self._position
             event = self._next_request()
+            if isinstance(event, Refused):
+                self._was_head = buffer.startswith(_HEAD, _end_of_empty_lines(buffer, begin))
         else:
             event, self._position = self._body.next_event(self._buffer, self._position)
             if event is END:

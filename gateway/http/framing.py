@@ -29,10 +29,11 @@ class LengthBody:
 class ChunkedBody:
     """A chunked body. Extensions and trailer fields are checked and dropped; a chunk's data need not be whole."""
 
-    __slots__ = ("_left", "_limits", "_read", "_total", "_trailer_lines", "_trailer_size")
+    __slots__ = ("_left", "_limits", "_read", "_total", "_trailer_lines", "_trailer_size", "most")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.most = limits.body
         self._read = self._size_line
         self._left = 0
         self._total = 0
@@ -58,8 +59,8 @@ class ChunkedBody:
             return Refused(400, "malformed chunk size or chunk extension"), position
         self._left = int(match[1], 16)
         self._total += self._left
-        if self._total > self._limits.body:
-            return Refused(413, f"the request's body is larger than {self._limits.body} bytes"), position
+        if self._total > self.most:
+            return Refused(413, f"the request's body is larger than {self.most} bytes"), position
         self._read = self._data if self._left else self._trailer
         return None, end
 
