@@ -6,12 +6,13 @@ import argparse
 import contextlib
 import os
 import re
+import socket
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fcgi_pool.config import ConfigError, ManagerConfig, read_manager
+from fcgi_pool.config import ConfigError, ManagerConfig, PoolConfig, read_manager
 from fcgi_pool.log import LEVELS, Log
 from fcgi_pool.lookup import launch_for, socket_owner
 from fcgi_pool.manager import Manager
@@ -20,6 +21,8 @@ from fcgi_pool.process import die_with
 from fcgi_pool.told import Reader
 
 _NAME = "www"
+# Where the age of a connection may stand for that of its request, in seconds: the gateway uses one for so long.
+_LEAST_GUESSED = 1.0
 # Options that are directives of the pool, under their names.
 _DIRECTIVES = (
     "app", "python", "runner", "listen", "listen_owner", "listen_group", "listen_mode", "status_listen", "user",
@@ -75,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default notice)")
     add("--pid-file", metavar="PATH", help="holds the manager's pid while it runs")
     add("--ready-fd", metavar="N", help="write a line to this descriptor when all pools listen, and close it")
+    add("--listen-fd", metavar="N", help="what listens at --listen already, and is not this manager's own")
+    add("--status-fd", metavar="N", help="the same for --status-listen")
     add("--told-fd", metavar="N", help="shared memory in which a gateway tells of its connections to the pool")
     add("--die-with-parent", action="store_true", help="be killed when the process that started this one dies")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="a FastCGI program, after --")
@@ -87,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         ready = _descriptor("--ready-fd", options.ready_fd)
         told = _told(options)
+        lent = _lent("--listen-fd", options.listen_fd, options), _lent("--status-fd", options.status_fd, options)
         _keep_descriptors()
         if options.die_with_parent:
             # Not TERM: a manager that is stopped or stuck would outlive its parent, and so would the workers.
@@ -94,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_options(options)
         if options.check:
             return _report(config)
-        return _serve(config, lambda: read_options(options), ready, told)
+        return _serve(config, lambda: read_options(options), ready, told, lent)
     except ConfigError as error:
         print(f"fcgi_pool: {error}", file=sys.stderr)
         return 2
@@ -102,13 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(arguments: Sequence[str]) -> None:
     """Raise ConfigError if a manager with this command line would not start, as far as that is known before."""
-    for pool in read_options(_parser().parse_args(arguments)).pools:
-        launch_for(pool)
-        socket_owner(pool)
+    pool = pool_of(arguments)
+    launch_for(pool)
+    socket_owner(pool)
 
 
-def read_options(options: argparse.Namespace) -> ManagerConfig:
-    """Return the configuration that `options` stand for, read anew; raise UsageError or ConfigError."""
+def pool_of(arguments: Sequence[str]) -> PoolConfig:
+    """Return the pool that a command line without a file stands for; raise ConfigError."""
+    (pool,) = read_options(_parser().parse_args(arguments), is_told=True).pools
+    return pool
+
+
+def read_options(options: argparse.Namespace, is_told: bool = False) -> ManagerConfig:
+    """Return the configuration that `options` stand for, read anew; raise UsageError or ConfigError.
+
+    `is_told`: a web server will tell of its requests.
+    """
     if options.config:
         given = [name for name in _DIRECTIVES if getattr(options, name)]
         if given or options.command or options.children or options.settings:
@@ -121,7 +136,22 @@ def read_options(options: argparse.Namespace) -> ManagerConfig:
     for option, key in (("error_log", "error_log"), ("log_level", "log_level"), ("pid_file", "pid")):
         if getattr(options, option):
             table[key] = getattr(options, option)
-    return read_manager({**document, "global": table})
+    config = read_manager({**document, "global": table})
+    if not is_told and options.told_fd is None:
+        for pool in config.pools:
+            _refuse_guesses(pool)
+    return config
+
+
+def _refuse_guesses(pool: PoolConfig) -> None:
+    """Raise ConfigError for a limit that would end workers which do nothing wrong."""
+    limit = pool.request_terminate_timeout
+    if 0 < limit < _LEAST_GUESSED and not (pool.app and pool.runner == "own"):
+        raise ConfigError(
+            f"pools.{pool.name}.request_terminate_timeout = {limit:g}: less than {_LEAST_GUESSED:g} s. Of such a "
+            "program it is known for how long it has a connection, not a request, and web servers keep them longer; "
+            f"write {_LEAST_GUESSED:g}s or more, or have the pool started by python -m gateway, which tells"
+        )
 
 
 def _pool_table(options: argparse.Namespace) -> dict[str, Any]:
@@ -187,6 +217,17 @@ def _told(options: argparse.Namespace) -> Reader | None:
     return reader
 
 
+def _lent(option: str, text: str | None, options: argparse.Namespace) -> socket.socket | None:
+    descriptor = _descriptor(option, text)
+    if descriptor < 0:
+        return None
+    if options.config:
+        raise UsageError(f"{option}: stands for one pool, and so not with --config")
+    lent = socket.socket(fileno=descriptor)
+    lent.setblocking(False)
+    return lent
+
+
 def _descriptor(option: str, text: str | None) -> int:
     """Return an inherited descriptor, -1 for none."""
     if text is None:
@@ -220,14 +261,20 @@ def _report(config: ManagerConfig) -> int:
     return 0
 
 
-def _serve(config: ManagerConfig, reread: Callable[[], ManagerConfig], ready: int, told: Reader | None) -> int:
+def _serve(
+    config: ManagerConfig,
+    reread: Callable[[], ManagerConfig],
+    ready: int,
+    told: Reader | None,
+    lent: tuple[socket.socket | None, socket.socket | None],
+) -> int:
     try:
         log = Log(config.error_log, config.log_level)
     except OSError as error:
         raise ConfigError(f"error_log = {config.error_log!r}: {error.strerror}") from None
     prepared: list[Prepared] = []
     try:
-        prepared.extend(prepare(pool) for pool in config.pools)
+        prepared.extend(prepare(pool, *lent, lent) for pool in config.pools)
         if config.pid_file:
             _write_pid(config.pid_file)
     except ConfigError:

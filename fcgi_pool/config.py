@@ -116,9 +116,10 @@ def seconds(value: Any) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
         return float(value)
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
-    if not match:
+    found = float(match[1]) * _SECONDS[match[2]] if match else -1.0
+    if not 0 <= found < 1e11:
         raise ValueError('a time, as 30, "30s", "5m", "2h" or "1d"')
-    return float(match[1]) * _SECONDS[match[2]]
+    return found
 
 
 def size(value: Any) -> int:

@@ -124,7 +124,7 @@ class Manager:
         self._log.write("warning", f"the file of {config.listen} was removed: it is made anew", config.name)
         status = lost.give_status()
         try:
-            entry = prepare(config, None, status)
+            entry = prepare(config, None, status, lost.sockets.lent)
         except ConfigError:
             lost.take_status(status)
             raise
@@ -203,7 +203,7 @@ class Manager:
             return prepare(config)
         listener = pool.sockets.listener if pool.config.listen == config.listen else None
         has_status = listener and pool.config.status_listen == config.status_listen
-        return prepare(config, listener, pool.sockets.status if has_status else None)
+        return prepare(config, listener, pool.sockets.status if has_status else None, pool.sockets.lent)
 
 
 def _catch_signals() -> socket.socket:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from fcgi_pool.generation import Generation
 from fcgi_pool.lifecycle import Ladder, Phase, Rung
-from fcgi_pool.listener import file_of, unlink_socket
+from fcgi_pool.listener import file_of
 from fcgi_pool.log import Log
 from fcgi_pool.loop import Loop
 from fcgi_pool.policy import End, describe
@@ -174,7 +174,7 @@ class Pool:
         if self._status and self.sockets.status:
             self._loop.ignore(self._status.fileno())
             self._status.close()
-            unlink_socket(self.sockets.status)
+            self.sockets.unlink(self.sockets.status)
             self.sockets.status.close()
             self._status = None
 
@@ -185,12 +185,12 @@ class Pool:
             self._loop.ignore(self._status.fileno())
             self._status.close()
             self._status = None
-        self.sockets = Sockets(self._listener, None)
+        self.sockets = Sockets(self._listener, None, self.sockets.lent)
         return status
 
     def take_status(self, status: socket.socket | None) -> None:
         """Answer at the status socket that was given away."""
-        self.sockets = Sockets(self._listener, status)
+        self.sockets = Sockets(self._listener, status, self.sockets.lent)
         self._open_status()
 
     def _answer(self, variables: Mapping[str, str]) -> bytes:
@@ -265,9 +265,9 @@ class Pool:
         """Let nobody new come."""
         self._ignore_listener()
         if file_of(self._listener) == self._file:
-            unlink_socket(self._listener)
+            self.sockets.unlink(self._listener)
         if self.sockets.status:
-            unlink_socket(self.sockets.status)
+            self.sockets.unlink(self.sockets.status)
         if self._next:
             self._discard(self._next, time.monotonic())
 
@@ -276,6 +276,9 @@ class Pool:
         current = self._current
         # At a TCP port there is no end of new ones.
         can_serve = self._listener.family == socket.AF_UNIX and not current.failures.is_broken
+        # Where a lent socket still has its file, it is another manager's by now, and so are those who wait.
+        if can_serve and self._listener in self.sockets.lent:
+            can_serve = file_of(self._listener) != self._file
         if not (can_serve and current.snapshot.queue and now < self._finish_by):
             timeout = max(0.0, self._finish_by - now)
             current.descend(Ladder.graceful(now, timeout))

@@ -92,6 +92,7 @@ def _origin(request: Request) -> tuple[str, str]:
 _BATCH = 64
 
 
+
 class AccessLog:
     """Formats records and writes them in batches: they gather until `flush`, or until there are many."""
 

@@ -65,6 +65,11 @@ class Body:
         self.on_room = on_room
 
     @property
+    def received(self) -> int:
+        """How many bytes have come."""
+        return self.length
+
+    @property
     def is_congested(self) -> bool:
         """Whether more has come than the disk has taken."""
         return self._writing and self._pending > _PENDING
@@ -101,6 +106,10 @@ class Body:
                 raise
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
+
+    def is_readable(self, offset: int) -> bool:
+        """Whether `read` has something at `offset`: always, it is complete."""
+        return offset <= self.length
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes of the complete body from `offset`; b"" at its end. Raise OSError."""

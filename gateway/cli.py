@@ -10,28 +10,29 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from fcgi_pool.config import ConfigError, key_of
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import pool_command, recipes_below
+from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.check import report
 from gateway.config import ConfigFileError, effective, read_file
+from gateway.confinement.model import Confinement
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
-from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
 from gateway.listeners import given
 from gateway.master import Master
 from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
-from gateway.places import directory_trouble, prefix_trouble
+from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
-from gateway.privileges import UnknownAccount, account_of, for_account
+from gateway.private_directory import let_in, private_directory
+from gateway.privileges import Account, UnknownAccount, account_of, for_account, for_worker
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -51,7 +52,6 @@ from gateway.upgrade import Predecessor
 from gateway.usage import UsageError
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
-_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 # A program's environment holds the request's head, too; Linux takes 128 KiB a variable.
 _ENV_LIMIT = 64 * 1024
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, _end)
         if not (options.config or options.pool or options.php or options.warm == "reuse" or options.check):
             return _serve(options, "")
-        with tempfile.TemporaryDirectory(prefix="gateway-") as sockets:
+        with private_directory() as sockets:
             if options.check:
                 settings = _settings_with(options, sockets)
                 failed = report(settings)
@@ -129,10 +129,7 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         mounts.append(_php(text, env, options, sockets, pools))
     mounts += static_mounts(options, mounts, _prefix_and_directory)
     _check_pools(pools, options.pool_set)
-    try:
-        account = account_of(options.user, options.group)
-    except UnknownAccount as error:
-        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+    account = _account(options)
     for option, kind in (("--cgi-dir", CgiMount), ("--cgi-dir, --static, --fastcgi, --pool and --php", object)):
         _refuse_duplicates(option, [mount.prefix for mount in mounts if isinstance(mount, kind)])
     tls = tls_of(options)
@@ -140,14 +137,15 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
     for option, addresses in (("--listen", listen), ("--tls-listen", tls.listen if tls else ())):
         _refuse_duplicates(option, [str(address) for address in addresses if address.path or address.port])
     for option in ("http", "loop"):
-        _installed(option, getattr(options, option))
-    if options.temp_dir and not (os.path.isdir(options.temp_dir) and os.access(options.temp_dir, os.W_OK)):
-        raise UsageError(f"--temp-dir {options.temp_dir}: no directory that can be written to; create it, or name one")
+        if trouble := installation_trouble(option, getattr(options, option)):
+            raise UsageError(f"--{option} {getattr(options, option)}: {trouble}")
+    if options.temp_dir and (trouble := spool_trouble(options.temp_dir)):
+        raise UsageError(f"--temp-dir {options.temp_dir}: {trouble}")
     return Settings(
         listen=plain(listen, tls),
-        routes=tuple(Route(mount.prefix, mount) for mount in mounts),
+        routes=tuple(Route(mount.prefix, _as_account(mount, account)) for mount in mounts),
         shows_index=True,
-        pools=tuple(for_account(pool, account) for pool in pools),
+        pools=tuple(for_worker(for_account(pool, account), account) for pool in pools),
         account=account,
         authorizers=tuple(authorizers),
         workers=_count("--workers", options.workers or str(len(os.sched_getaffinity(0)))),
@@ -166,6 +164,17 @@ def read_settings(options: argparse.Namespace, sockets: str = "") -> Settings:
         limits=Limits(body=_size("--max-body", options.max_body)),
         clients=client_settings(options, [*listen, *(tls.listen if tls else ())], _prefix),
     )
+
+
+def _account(options: argparse.Namespace) -> Account | None:
+    try:
+        return account_of(options.user, options.group)
+    except UnknownAccount as error:
+        raise UsageError(f"--{'user' if options.user else 'group'} {error}") from None
+
+
+def _as_account(mount: Mount, account: Account | None) -> Mount:
+    return replace(mount, confinement=Confinement(account)) if isinstance(mount, CgiMount) else mount
 
 
 def _refuse_others(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -188,6 +197,10 @@ def _keep_descriptors() -> None:
 
 
 def _serve(options: argparse.Namespace, sockets: str) -> int:
+    if options.config:
+        # What is reloaded is the file of that name, not that of a directory which was moved away meanwhile.
+        with contextlib.suppress(OSError):
+            options.config = os.path.abspath(options.config)
     predecessor, notifier = Predecessor(), Notifier()
     there = predecessor.listeners or [given(*named) for named in given_descriptors()]
     prepared = prepare(_settings_with(options, sockets), there)
@@ -197,8 +210,8 @@ def _serve(options: argparse.Namespace, sockets: str) -> int:
 def _settings_with(options: argparse.Namespace, sockets: str) -> Settings:
     """Return the settings, with a directory `sockets` that their user may look into."""
     settings = read_settings(options, sockets)
-    if settings.account and sockets:
-        settings.account.own(sockets)
+    if sockets:
+        let_in(sockets, settings.account)
     return settings
 
 
@@ -210,15 +223,18 @@ def _mount(
     if options.preload and not options.warm:
         raise UsageError("--preload: goes with --warm, which keeps interpreters that have modules ready")
     for module in options.preload:
-        if not _MODULE.fullmatch(module):
-            raise UsageError(f"--preload {module}: no name of a module; write, say, numpy, or DBI for Perl")
+        if trouble := module_trouble(module):
+            raise UsageError(f"--preload {module}: {trouble}")
     recipes = []
     if options.warm == "reuse":
         recipes = recipes_below(directory, mount_variables(b"", env).get(b"PATH", b""))
     reuse = []
     for recipe in recipes:
         command = pool_command(recipe)
-        reuse.append((recipe, _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)))
+        server = _managed(f"--cgi-dir {text}", prefix, command, env, options, sockets, pools)
+        # First, so that the user's own word wins.
+        pools[-1] = replace(pools[-1], directives=(*CATCHING, *pools[-1].directives))
+        reuse.append((recipe, server))
     return CgiMount(
         prefix,
         directory,
@@ -367,16 +383,6 @@ def _variable(text: str) -> tuple[str, str]:
             raise UsageError(f"--env {name}: the server itself has no such variable; write {name}=VALUE")
         value = os.environ[name]
     return name, value
-
-
-def _installed(option: str, kind: str) -> None:
-    try:
-        if option == "http":
-            reader_class(kind)
-        elif kind == "uvloop":
-            import uvloop  # noqa: F401, PLC0415
-    except ImportError:
-        raise UsageError(f"--{option} {kind}: {kind} is not installed; pip install {kind}, or use auto") from None
 
 
 def _count(option: str, text: str) -> int:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import errno
 import fcntl
 import math
 import os
-import select
 import sys
 import termios
 from typing import TYPE_CHECKING, cast
@@ -18,8 +16,9 @@ from gateway.clients.peer import Peer
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.http.message import END, Data, Refused, Request
-from gateway.http.response import CONTINUE, METHODS, REASONS, encode_head, encode_start
-from gateway.readiness import WRITING, is_ready
+from gateway.http.response import CONTINUE
+from gateway.phase import Phase
+from gateway.readiness import WRITING, has_hung_up, has_input
 from gateway.tls.transport import TlsTransport
 
 if TYPE_CHECKING:
@@ -41,25 +40,15 @@ _LOST = frozenset(
     (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
      errno.ENETDOWN, errno.ENOTCONN)
 )  # fmt: skip
-
-
-class Phase(enum.Enum):
-    """What a connection waits for."""
-
-    IDLE = enum.auto()  # a request to begin
-    HEAD = enum.auto()  # the rest of a head
-    ANSWER = enum.auto()  # the answer; the request's body, if any, has not been asked for or is complete
-    BODY = enum.auto()  # the rest of a body
-    LINGER = enum.auto()  # the client's close, after an error
-    CLOSING = enum.auto()  # the client's taking of what was written
+_ANSWERING = (Phase.ANSWER, Phase.BODY)
 
 
 class Connection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_awaits_room", "_deadline", "_exchange", "_in_loop", "_is_narrow", "_is_watched", "_lingered", "_lingers",
-        "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_worker",
+        "_awaits_room", "_deadline", "_exchange", "_in_loop", "_is_narrow", "_is_told", "_is_watched", "_lingered",
+        "_lingers", "_phase", "_reader", "_reading_paused", "_seen_waiting", "_transport", "_unread_body", "_worker",
         "is_congested", "peer", "persists", "timeouts",
     )  # fmt: skip
 
@@ -78,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._lingered = 0
         self._lingers = False  # after the answer, in any case
         self._seen_waiting = 0
+        self._is_told = False  # by the transport, that there is room
         self._is_narrow = False  # the transport tells when all that was written has gone
         self._awaits_room = False  # in the socket, for more of a file
         self._is_watched = False  # the socket, for room
@@ -132,9 +122,18 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The client has caught up."""
+        self._is_told = True
+        try:
+            self._go_on_writing()
+        finally:
+            self._is_told = False
+
+    def _go_on_writing(self) -> None:
         self.is_congested = False
         if self._phase is Phase.ANSWER:
             self._deadline = _FOREVER
+        elif self._phase is Phase.BODY:
+            self._await_body()
         if self._exchange:
             self._exchange.client_ready()
         elif self._phase is Phase.IDLE:
@@ -200,7 +199,7 @@ class Connection(asyncio.Protocol):
         self._reader.limit_body(most)
 
     def receive_body(self) -> None:
-        """Read the current request's body into its exchange's `Body`."""
+        """Read the current request's body into what its exchange has for it."""
         exchange = self._exchange
         assert exchange and exchange.body
         if not self._unread_body:
@@ -209,7 +208,7 @@ class Connection(asyncio.Protocol):
         if exchange.request.expects_continue and not self._reader.buffered:
             self.send(CONTINUE)
         self._phase = Phase.BODY
-        self._deadline = self._worker.now() + self.timeouts.body
+        self._await_body()
         self._read_body()
 
     def _read_body(self) -> None:
@@ -222,22 +221,28 @@ class Connection(asyncio.Protocol):
                 body.feed(event.data)
             elif event is END:
                 self._phase = Phase.ANSWER
-                self._deadline = _FOREVER
+                if not self.is_congested:
+                    self._deadline = _FOREVER
                 self._unread_body = False
                 body.finish()
                 return
             elif isinstance(event, Refused):
-                exchange.fail(Fault(event.status, event.reason))
+                self._phase = Phase.ANSWER
+                exchange.refuse_body(Fault(event.status, event.reason))
                 return
             else:
                 break
         if body.is_congested:
-            self._deadline = _FOREVER
             self._pause_reading()
         else:
-            self._deadline = self._worker.now() + self.timeouts.body
             # It was paused where a verdict was waited for, and more had come than is taken in then.
             self._resume_reading()
+        self._await_body()
+
+    def _await_body(self) -> None:
+        """Set the time for more of a body, unless the client has to take something first."""
+        if not self.is_congested:
+            self._deadline = _FOREVER if self._reading_paused else self._worker.now() + self.timeouts.body
 
     @property
     def body_received(self) -> int | None:
@@ -245,18 +250,19 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if self._phase is not Phase.BODY or self._reading_paused or not exchange or not exchange.body:
             return None
-        return exchange.body.length
+        return exchange.body.received
 
     def refuse_body(self, words: str) -> None:
         """The client has had its time for the body."""
         if self._exchange:
-            self._exchange.fail(Fault(408, words, "timeout"))
+            self._phase = Phase.ANSWER
+            self._exchange.refuse_body(Fault(408, words, "timeout"))
 
     def body_has_room(self) -> None:
-        """The disk has caught up with the client."""
+        """The disk, or the program, has caught up with the client."""
         if self._phase is Phase.BODY:
-            self._deadline = self._worker.now() + self.timeouts.body
             self._resume_reading()
+            self._await_body()
 
     def _pause_if_full(self) -> None:
         if self._reader.buffered > _PIPELINE and self._phase is not Phase.LINGER:
@@ -278,9 +284,8 @@ class Connection(asyncio.Protocol):
         """Whether the connection can serve another request after this one."""
         if not request.keep_alive or self._unread_body or self._lingers:
             return False
-        worker = self._worker
         # A worker that drains still answers what was here before; the last answer says that it is the last.
-        return not worker.is_draining or (self._reader.has_begun and worker.takes_more)
+        return not self._worker.is_draining or (self._reader.has_begun and self._worker.takes_more)
 
     def refuse_more(self) -> None:
         """Answer nothing after the current request: it was malformed, and what follows it may be, too."""
@@ -360,7 +365,7 @@ class Connection(asyncio.Protocol):
     def _has_room(self) -> None:
         """The socket takes more. It stays watched if that is waited for again at once."""
         self._awaits_room = False
-        self.resume_writing()
+        self._go_on_writing()
         if self._is_watched and not self._awaits_room:
             self._watch_no_more()
 
@@ -409,15 +414,9 @@ class Connection(asyncio.Protocol):
     def _refuse(self, refused: Refused) -> None:
         """Answer what is no request."""
         outcome = "timeout" if refused.status == 408 else "refused"
-        words = refused.reason if self._worker.settings.debug else ""
-        page = pages.error_page(refused.status, REASONS.get(refused.status, b""), "", words)
-        fields = [(b"Content-Type", b"text/html; charset=utf-8")]
-        framing = b"Content-Length: %d\r\nConnection: close\r\n" % len(page)
-        if self._reader.is_for_head:
-            page = b""
-        if refused.status == 405:
-            fields.append((b"Allow", METHODS.encode()))
-        self.send(encode_head(encode_start(refused.status, b"", fields), framing) + page)
+        head, page = pages.refusal(refused, refused.reason if self._worker.settings.debug else "")
+        page = b"" if self._reader.is_for_head else page
+        self.send(head + page)
         self._worker.log_refused(self.peer.address, refused, len(page), outcome)
         self._linger()
 
@@ -427,12 +426,12 @@ class Connection(asyncio.Protocol):
         """Act if the deadline has passed; called some times a second."""
         if not self._transport:
             return
-        if self._reading_paused and self._phase is Phase.ANSWER and is_ready(self._socket, select.POLLRDHUP):
+        if self._reading_paused and self._phase in _ANSWERING and has_hung_up(self._socket):
             self._abort()
             return
         if now < self._deadline:
             return
-        if self._phase is Phase.IDLE and self._worker.is_draining and is_ready(self._socket, select.POLLIN):
+        if self._phase is Phase.IDLE and self._worker.is_draining and has_input(self._socket):
             return  # a request has come at the last moment; it is read before the next look
         waiting = self._waiting()
         if waiting != self._seen_waiting and (waiting or self._phase is Phase.LINGER):
@@ -469,6 +468,13 @@ class Connection(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
         else:
+            self._close_transport(transport)
+
+    def _close_transport(self, transport: asyncio.Transport) -> None:
+        # A transport of asyncio that is closed while it tells that there is room would close twice.
+        if self._is_told:
+            self._worker.loop.call_soon(transport.close)
+        else:
             transport.close()
 
     def _close(self) -> None:
@@ -476,8 +482,7 @@ class Connection(asyncio.Protocol):
             self._phase = Phase.CLOSING
             self._note_waiting()
             self._deadline = self._worker.now() + self.timeouts.send
-            # Not in this turn: asyncio ends a transport twice that is closed while it says that it takes more.
-            self._worker.loop.call_soon(self._transport.close)
+            self._close_transport(self._transport)
 
     def _abort(self) -> None:
         if self._transport:

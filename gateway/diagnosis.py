@@ -8,7 +8,10 @@ import re
 import signal
 from dataclasses import dataclass
 
+from gateway.confinement.model import Confinement
+from gateway.confinement.words import start_limit
 from gateway.fault import Fault
+from gateway.privileges import Account, own_account
 
 _SCARCE = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS))
 # Modules that left Python's standard library with 3.12 and 3.13 (PEP 632, PEP 594), and what brings them back.
@@ -32,19 +35,20 @@ _STDERR_HINTS = (
     (re.compile(r"SyntaxError: Missing parentheses in call to 'print'"), "the script is written for Python 2"),
     (re.compile(r"Can't locate (CGI(?:/\w+)?)\.pm"), "Perl has no longer CGI.pm: install libcgi-pm-perl, or cpan CGI"),
     (re.compile(r"Can't locate (\S+)\.pm in @INC"), "install that Perl module, or set PERL5LIB by --env"),
-    (re.compile(r"Permission denied"), "the user that the server runs as may not do that"),
+    (re.compile(r"Permission denied"), "the user that it runs as may not do that"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run ended, for an explanation. `status` is None while it has not been reaped."""
+    """How a run ended, for an explanation. `status` is None while it has not been reaped. `limit`: which it has met."""
 
     path: bytes
     pid: int
     status: int | None
     stderr: str
     output: bytes = b""
+    limit: str = ""
 
 
 def exit_word(status: int) -> str:
@@ -55,30 +59,64 @@ def exit_word(status: int) -> str:
 
 
 def not_stored(error: OSError, place: str) -> Fault:
-    """Return the fault for a request whose body could not be stored; `place` names what says where bodies are."""
+    """Return the fault for a request whose body could not be stored; `place`: what the user knows --temp-dir by."""
     words = f"the body of the request could not be stored: {error.strerror}"
     if error.errno in _SCARCE:
         return Fault(503, f"{words}. Raise the limit (ulimit -n), or lower max_programs", retry_after=5)
     return Fault(507, f"{words}; see {place}")
 
 
-def start_failed(path: bytes, phase: str, error: int) -> Fault:
-    """Return the fault for a program that could not be started: `phase` is ``chdir`` or ``exec``, `error` its errno."""
+def start_failed(path: bytes, phase: str, error: int, confinement: Confinement) -> Fault:
+    """Return the fault for a program that could not be started: `phase` as the spawner tells it, `error` its errno."""
     name = os.fsdecode(path)
+    if phase == "limits":
+        words = "limits cannot be set on what has a set-user-id bit; no_new_privileges = true lets it run without"
+        return Fault(500, f"{name} could not be started: {words}")
     if error in _SCARCE:
-        return Fault(
-            503,
-            f"{name} could not be started: {os.strerror(error)}; there are too few processes, descriptors or memory. "
-            "Raise the limits (ulimit -u, ulimit -n), or lower max_programs (--max-programs)",
-            retry_after=5,
+        cause = start_limit(confinement, error) or (
+            "there are too few processes, descriptors or memory. Raise the limits (ulimit -u, ulimit -n), or lower "
+            "max_programs (--max-programs)"
         )
+        return Fault(503, f"{name} could not be started: {os.strerror(error)}; {cause}", retry_after=5)
+    if error == errno.EACCES:
+        return _refused(name, phase, confinement)
     if phase == "chdir":
         return Fault(500, f"{name} could not be started: its directory cannot be entered: {os.strerror(error)}")
     if not os.path.exists(path):
         return Fault(404, f"{name} does not exist any more")
-    if error == errno.EACCES and not os.access(path, os.X_OK):
-        return Fault(403, f"{name} is not executable for the server's user: chmod +x {name}")
     return Fault(500, f"{name} could not be started: {why_not_started(path, error)}")
+
+
+def _refused(name: str, phase: str, confinement: Confinement) -> Fault:
+    """Return the fault for a program that the user whom it runs as may not start."""
+    account = confinement.account or own_account()
+    closed = account.closed_directory(name)
+    if closed:
+        return Fault(500, f"{name} could not be started: user {account.name} may not enter {closed}: chmod +x {closed}")
+    if phase == "chdir":
+        return Fault(500, f"{name} could not be started: user {account.name} may not enter its directory")
+    if trouble := access_trouble(name, account):
+        return Fault(403 if trouble.startswith("it is not executable") else 500, f"{name}: {trouble}")
+    if confinement.landlock and not os.statvfs(name).f_flag & os.ST_NOEXEC:
+        return Fault(500, f"{name} could not be started: landlock.read has not all that it is made of (see ldd)")
+    return Fault(500, f"{name} could not be started: {why_not_started(os.fsencode(name), errno.EACCES)}")
+
+
+def access_trouble(name: str, account: Account) -> str:
+    """Return what in the modes of a program and of its interpreter is in the way of a user, '' if nothing is seen."""
+    try:
+        if not account.may(os.stat(name), 1):
+            return f"it is not executable for user {account.name}: chmod +x {name}"
+    except OSError:
+        return ""
+    interpreter = os.fsdecode(_first_line(os.fsencode(name))[1])
+    if interpreter and os.path.exists(interpreter):
+        closed = account.closed_directory(interpreter)
+        if closed:
+            return f"the interpreter {interpreter} named in line 1 is where user {account.name} may not enter: {closed}"
+        if not account.may(os.stat(interpreter), 1):
+            return f"the interpreter {interpreter} named in line 1 is not executable for user {account.name}"
+    return ""
 
 
 def why_not_started(path: bytes, error: int) -> str:
@@ -125,10 +163,17 @@ def interpreter_trouble(path: bytes) -> str:
     return ""
 
 
+def is_a_script(path: bytes) -> bool:
+    """Return whether a program is run by an interpreter that its first line names, which has to read it."""
+    return _first_line(path)[0].startswith(b"#!")
+
+
 def no_header(ending: Ending, why: str) -> Fault:
     """Return the fault for a program whose output is no response; `why` is what the judge of output says."""
     name = os.fsdecode(ending.path)
     parts = [f"{name} {_ended(ending)}: {why}"]
+    if ending.limit:
+        parts.append(ending.limit)
     status = 502
     trouble = _env_trouble(ending)
     if trouble:
@@ -165,6 +210,8 @@ def unreachable(server: str, error: int) -> Fault:
 def cut_off(ending: Ending, why: str) -> str:
     """Return words for a program that left its response incomplete."""
     text = f"{os.fsdecode(ending.path)} {_ended(ending)}: {why}"
+    if ending.limit:
+        text += f"; {ending.limit}"
     if ending.stderr:
         text += f"; its stderr ends: {_on_one_line(ending.stderr)}"
     return text

@@ -72,7 +72,8 @@ class Dispatcher:
             return
         port = b"" if self._https_port == 443 else b":%d" % self._https_port
         # The method stays (RFC 9110 section 15.4.9).
-        exchange.respond(308, [(b"Location", b"https://" + host + port + exchange.request.target)], b"")
+        target = expand("$uri", exchange.request, b"", [])
+        exchange.respond(308, [(b"Location", b"https://" + host + port + target)], b"")
 
     def route(self, exchange: Exchange, redirects: int) -> None:
         """Hand `exchange` to what its path leads to, after so many redirects within the server."""
@@ -88,7 +89,8 @@ class Dispatcher:
             if self._has_guards and self._is_asked(exchange, match, redirects):
                 return
         except BadPath as bad:
-            exchange.fail(Fault(400, str(bad)))
+            # A path that a program or a rule has made up is no fault of the client's.
+            exchange.fail(Fault(502, f"a redirect within the server: {bad}") if redirects else Fault(400, str(bad)))
             return
         if match is None:
             exchange.fail(Fault(404, "nothing is mounted there"))
@@ -124,9 +126,18 @@ class Dispatcher:
         """Ask the next guard that has not let the request pass, if there is one; raise BadPath."""
         for guard in self._guards_of(exchange, match):
             if not (exchange.granted and exchange.granted.passes(guard)):
+                if exchange.policy is None and match:
+                    self._foresee(exchange, match)
                 guard.ask(exchange, redirects)
                 return True
         return False
+
+    @staticmethod
+    def _foresee(exchange: Exchange, match: Match[Endpoint[Handler]]) -> None:
+        """Have what a guard answers look as the route has it that the request would take: its page for 401, say."""
+        endpoint = match.target.for_method(exchange.request.method)
+        if not isinstance(endpoint, str) and not endpoint.route.internal:
+            exchange.policy = endpoint.policy
 
     def _guards_of(self, exchange: Exchange, match: Match[Endpoint[Handler]] | None) -> Iterator[Guard]:
         """Yield one of each kind: the route's own, else the one with the longest prefix."""
@@ -168,8 +179,9 @@ class Dispatcher:
             return
         exchange.policy = endpoint.policy
         if route.redirect:
-            location = expand(route.redirect.to, request, match.path.decoded, [])
-            exchange.respond(route.redirect.status, [(b"Location", location)], b"")
+            location = self._expanded(exchange, route.redirect.to, match)
+            if location:
+                exchange.respond(route.redirect.status, [(b"Location", location)], b"")
         elif route.try_files:
             self._try_files(exchange, endpoint, match, redirects)
         else:
@@ -190,12 +202,23 @@ class Dispatcher:
             if not any(b"/" in segment for segment in match.rest) and _is_there(
                 os.fsencode(mount.directory) + b"/" + b"/".join(segments), is_directory
             ):
-                endpoint.handler.answer(exchange, segments, is_directory, redirects)
+                # What is asked for without the slash at its end gets it first: links of its page are relative to that.
+                has_slash = is_directory and (match.is_directory or candidate != "$path/")
+                endpoint.handler.answer(exchange, segments, has_slash, redirects)
                 return
         if last.startswith("="):
             exchange.fail(Fault(int(last[1:]), "none of the route's files is there"))
-        else:
-            self.go_on(exchange, expand(last, exchange.request, match.path.decoded, []), redirects)
+        elif target := self._expanded(exchange, last, match):
+            self.go_on(exchange, target, redirects)
+
+    @staticmethod
+    def _expanded(exchange: Exchange, template: str, match: Match[Endpoint[Handler]]) -> bytes:
+        """Return a target with its variables; b"" where the request, which is refused, does not have them."""
+        try:
+            return expand(template, exchange.request, match.path.decoded, [])
+        except BadPath as bad:
+            exchange.fail(Fault(400, str(bad)))
+            return b""
 
 
 def _is_there(path: bytes, is_directory: bool) -> bool:

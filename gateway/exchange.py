@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from gateway import pages
 from gateway.access_log import Record
 from gateway.body import Body
+from gateway.body_stream import BodyStream
 from gateway.clients.peer import Peer
 from gateway.fault import LIMITED, Fault
 from gateway.http.compression import LEAST, Coding, Encoder
@@ -91,7 +92,7 @@ class Exchange:
         self.request = request
         self.worker = worker
         self.responder: Responder | None = None
-        self.body: Body | None = None
+        self.body: Body | BodyStream | None = None
         self.granted: Grant | None = None
         self.policy: Policy | None = None  # of the route that answers
         self.carried: Fields = []  # of a program that has let a file answer; they win
@@ -170,10 +171,19 @@ class Exchange:
             self._connection.limit_body(most)
         return (self.request.content_length or 0) <= most
 
-    def receive_body(self, body: Body) -> None:
-        """Read the request's body into `body`; its `on_complete` follows, at once if the body is here."""
+    def receive_body(self, body: Body | BodyStream) -> None:
+        """Read the request's body into `body`, whose `finish` follows, at once if the body is here."""
         self.body = body
         self._connection.receive_body()
+
+    def refuse_body(self, fault: Fault) -> None:
+        """The request's body does not come whole: who answers gives up, and the client is told."""
+        if self._ended:
+            return
+        responder, self.responder = self.responder, None
+        if responder:
+            responder.client_gone()
+        self.fail(fault)
 
     def body_has_room(self) -> None:
         """The request's body may be read on."""
@@ -369,32 +379,32 @@ class Exchange:
             self.truncate(outcome)
             return
         self.record.outcome = outcome
-        if self._is_answered_by_page(fault):
+        told: Fields = []
+        if fault.retry_after:
+            told.append((b"Retry-After", b"%d" % fault.retry_after))
+        if fault.allow:
+            told.append((b"Allow", fault.allow.encode()))
+        if fault.challenge:
+            told.append((b"WWW-Authenticate", fault.challenge.encode()))
+        if self._is_answered_by_page(fault, told):
             return
         if fault.status == 400 or fault.closes:
             self._connection.refuse_more()
         words = fault.words if self.worker.settings.debug or fault.is_public else ""
         page = pages.error_page(fault.status, REASONS.get(fault.status, b""), self.id, words)
-        fields = list(_HTML)
-        if fault.retry_after:
-            fields.append((b"Retry-After", b"%d" % fault.retry_after))
-        if fault.allow:
-            fields.append((b"Allow", fault.allow.encode()))
-        if fault.challenge:
-            fields.append((b"WWW-Authenticate", fault.challenge.encode()))
-        self.respond(fault.status, fields, page)
+        self.respond(fault.status, [*_HTML, *told], page)
 
-    def _is_answered_by_page(self, fault: Fault) -> bool:
-        """Have the route's own page for this error answer, unless it is that which fails."""
+    def _is_answered_by_page(self, fault: Fault, told: Fields) -> bool:
+        """Have the route's own page for this error answer, with the fields `told`, unless it is that which fails."""
         path = self.policy.error_pages.get(fault.status) if self.policy and not self._forced else None
         # After a request that is broken off nothing else is done for its connection.
         if not path or fault.status in (400, 408):
             return False
         self._forced = fault.status
         self.responder = None
-        self.carried = []
+        self.carried = told
         target, _, query = path.partition(b"?")
-        self.request = self.request.redirected(target, query)
+        self.request = self.request.for_error_page(target, query)
         self.worker.route(self, 1)
         return True
 
@@ -417,13 +427,13 @@ class Exchange:
         if self._ended:
             return
         self._ended = True
-        if self.body:
-            self.body.close()
         if not self.record.outcome or self.record.outcome == "ok":
             self.record.outcome = "client-gone"
             self.record.status = 499
         if self.responder:
             self.responder.client_gone()
+        if self.body:
+            self.body.close()
         for seat in self.seats:
             self.worker.leave(seat)
         self._log_if_done()

@@ -11,20 +11,20 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from gateway import control_words as words
 from gateway import worker as front
-from gateway.cgi.process import signal_group
+from gateway.cgi.process import groups_at, signal_group
 from gateway.cgi.roll import Roll
-from gateway.cgi.spawner import Spawner
-from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.keeper import WarmMount
 from gateway.cgi.wire import channel
 from gateway.clients.table import ClientShare, ClientTable
+from gateway.confinement.confines import Confines
 from gateway.fastcgi.tokens import Share, Tokens
 from gateway.managers import GENERATIONS, Managed
 from gateway.parent import Child, Parent, end_in_words, send_signal
-from gateway.settings import CgiMount, FastCgiServer, Settings
+from gateway.settings import FastCgiServer, Settings
+from gateway.spawning import be_spawner
 from gateway.tls.share import TlsShare
 
 # From TERM until what is left is killed, beyond the programs' own time, in seconds.
@@ -55,23 +55,40 @@ class Generation:
         self._listeners = listeners
         self._actual = {managed.pool.server: managed.server for managed in pools}
         numbers = range(settings.workers)
-        # Of each worker, and of its spawners while it lives.
-        self._rolls = [Roll(settings.max_programs) for _ in numbers]
+        self._confines = Confines(settings.confinements, parent.log)
         self._workers = [Child("worker", number + 1) for number in numbers]
-        self._spawners = [Child("spawner", number + 1) for number in numbers]
+        # Of each worker, one for each confinement; and the roll of each, while the worker lives.
+        self._spawners = [self._crew(number + 1) for number in numbers]
+        self._rolls = [self._new_rolls() for _ in numbers]
         self._places = [{server: tokens.join() for server, tokens in self.tokens.items()} for _ in numbers]
         clients = settings.clients
         self._clients = ClientTable(clients.addresses, settings.workers) if settings.counts_clients else None
-        self._leaving: dict[int, Roll] = {}  # spawners whose worker died, while they end their programs
+        # Spawners whose worker died, while they end their programs: their part, and their roll.
+        self._leaving: dict[int, tuple[int, Roll]] = {}
         self._ending = ""  # "", "drain" or "stop"
         self._end_by = float("inf")
         self._killed = False
         self._trouble = ""
 
+    def _crew(self, number: int) -> list[Child]:
+        """Return the spawners of a worker, by the number of their confinement."""
+        confinements = self.settings.confinements
+        several = len(confinements) > 1
+        return [
+            Child("spawner", number, 0, label=f"{number}.{part + 1}", part=part, whose=confinement.who)
+            if several
+            else Child("spawner", number)
+            for part, confinement in enumerate(confinements)
+        ]
+
+    def _new_rolls(self) -> list[Roll]:
+        return [Roll(self.settings.max_programs) for _ in self.settings.confinements]
+
     def start(self) -> None:
         """Start all processes; raise OSError."""
-        for pair in zip(self._workers, self._spawners, strict=True):
-            for child in pair:
+        self._confines.prepare()
+        for worker, spawners in zip(self._workers, self._spawners, strict=True):
+            for child in (worker, *spawners):
                 self._start(child)
 
     @property
@@ -100,6 +117,7 @@ class Generation:
             for server, place in places.items():
                 self.tokens[server].leave(place)
         self._places = []
+        self._confines.leave()
 
     # -- the end
 
@@ -109,7 +127,7 @@ class Generation:
             self._ending = "drain"
             self._end_by = time.monotonic() + self.settings.timeouts.stop
             self._let_go()
-            self.tell_workers(front.DRAIN)
+            self.tell_workers(words.DRAIN)
 
     def stop(self) -> None:
         """End what is under way, and the workers."""
@@ -118,7 +136,7 @@ class Generation:
         self._ending = "stop"
         self._end_by = time.monotonic() + self.settings.timeouts.kill + _STOP_GRACE
         self._let_go()
-        self.tell_workers(front.STOP)
+        self.tell_workers(words.STOP)
 
     def _let_go(self) -> None:
         self._listeners = []
@@ -131,7 +149,7 @@ class Generation:
         self._let_go()
         for child in self._workers:
             child.signal(signal.SIGKILL)
-        for pid in [*self._leaving, *(child.pid for child in self._spawners)]:
+        for pid in [*self._leaving, *(child.pid for crew in self._spawners for child in crew)]:
             send_signal(pid, signal.SIGKILL if self._killed else signal.SIGTERM)
             send_signal(pid, signal.SIGCONT)
         self._killed = True
@@ -164,7 +182,7 @@ class Generation:
 
     @property
     def _children(self) -> list[Child]:
-        return self._workers + self._spawners
+        return [*self._workers, *(child for crew in self._spawners for child in crew)]
 
     def tell_workers(self, message: bytes) -> None:
         """Say something to every worker, see `worker`."""
@@ -181,14 +199,13 @@ class Generation:
                 for child in self._workers:
                     if child.control:
                         with contextlib.suppress(OSError):
-                            socket.send_fds(child.control, [front.CERTIFICATES], [file.fileno()])
+                            socket.send_fds(child.control, [words.CERTIFICATES], [file.fileno()])
             self._log.notice("certificates: the files have changed, new connections get what is in them now")
 
     def reaped(self, pid: int, status: int) -> bool:
         """Take the end of a process; return whether it was of this generation."""
-        roll = self._leaving.pop(pid, None)
-        if roll:
-            _end_programs(roll)
+        if pid in self._leaving:
+            self._end_programs(*self._leaving.pop(pid))
             return True
         for child in self._children:
             if child.pid == pid:
@@ -202,7 +219,7 @@ class Generation:
         self._hang_up(child)
         if child.kind == "spawner":
             # It ends them itself unless it was killed.
-            _end_programs(self._rolls[number])
+            self._end_programs(child.part, self._rolls[number][child.part])
         if child.kind == "worker":
             for server, tokens in self.tokens.items():
                 tokens.recover(self._places[number][server])
@@ -215,7 +232,9 @@ class Generation:
         worker_gone = child.kind == "spawner" and not self._workers[number].pid
         if worker_gone:
             return  # it left because its worker did; it comes back with it
-        if child.kind == "worker" and not child.was_ready and not os.WIFSIGNALED(status):
+        # A spawner that ended well has followed a worker that is not reaped yet.
+        is_fault = not os.WIFSIGNALED(status) and (status or child.kind == "worker")
+        if is_fault and not self._workers[number].was_ready:
             self._trouble = f"{child.name} ended at its start, {end_in_words(status)}"
         self._parent.replace_later(child, pid, status)
 
@@ -229,67 +248,102 @@ class Generation:
 
     def _start_worker(self, child: Child) -> None:
         number = child.number - 1
-        spawner = self._spawners[number]
-        if spawner.pid:
-            # It serves one worker in its life, and ends now. The new worker gets a new one, and a new roll.
-            self._leaving[spawner.pid] = self._rolls[number]
-            spawner.pid = 0
-        roll = self._rolls[number] = Roll(self.settings.max_programs)
+        spawners = self._spawners[number]
+        for spawner in spawners:
+            if spawner.pid:
+                # It serves one worker in its life, and ends now. The new worker gets a new one, and a new roll.
+                self._leaving[spawner.pid] = spawner.part, self._rolls[number][spawner.part]
+                spawner.pid = 0
+        self._rolls[number] = self._new_rolls()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._parent.watch(ours, lambda: self._listen_to(child, ours))
         child.control = ours
         try:
-            child.pid = self._parent.fork(lambda: self._be_worker(number, theirs, roll), self._listeners)
+            child.pid = self._parent.fork(lambda: self._be_worker(number, theirs), self._listeners)
         except OSError:
             self._hang_up(child)
             raise
         finally:
             theirs.close()
-        if spawner.born:
-            self._start(spawner)
+        for spawner in spawners:
+            if spawner.born:
+                self._start(spawner)
 
     def _listen_to(self, child: Child, control: socket.socket) -> None:
         try:
-            message = control.recv(16)
+            message = control.recv(words.LONGEST)
         except OSError:
             message = b""
-        if message == front.READY:
+        if message == words.READY:
             child.was_ready = True
-        elif message == front.CLOSED:
+        elif message == words.CLOSED:
             child.has_closed = True
+        elif message.startswith(words.LEFT):
+            self._end_left(message)
         elif not message and child.control is control:
             # It has died, or dies; it is reaped soon.
             self._hang_up(child)
 
     def _start_spawner(self, child: Child) -> None:
-        number = child.number - 1
-        roll = self._rolls[number]
+        number, part = child.number - 1, child.part
+        cgroup = self._confines.cgroup(part)
         to_worker, theirs = channel()
         try:
-            child.pid = self._parent.fork(lambda: self._be_spawner(theirs, to_worker, roll))
+            roll = self._rolls[number][part]
+            child.pid = self._parent.fork(
+                lambda: be_spawner(self.settings, part, theirs, to_worker, roll, cgroup, child.name)
+            )
             control = self._workers[number].control
             if control:
                 with contextlib.suppress(OSError):
-                    socket.send_fds(control, [front.SPAWNER], [to_worker.fileno()])
+                    socket.send_fds(control, [words.SPAWNER + b"%d" % part], [to_worker.fileno()])
         finally:
             theirs.close()
             to_worker.close()
 
-    def _be_worker(self, number: int, control: socket.socket, roll: Roll) -> None:
+    def _be_worker(self, number: int, control: socket.socket) -> None:
         self._parent.die_with_me()
         places = self._places[number]
         shares = {server: Share(tokens, places[server]) for server, tokens in self.tokens.items()}
         counted = ClientShare(self._clients, number) if self._clients else None
         parent, actual = self._parent.pid, self._actual
-        front.run_worker(self.settings, self._listeners, control, roll, shares, parent, actual, counted, self._tls)
+        cgroups = self._confines.directories
+        front.run_worker(self.settings, self._listeners, control, cgroups, shares, parent, actual, counted, self._tls)
 
-    def _be_spawner(self, to_worker: socket.socket, worker_end: socket.socket, roll: Roll) -> None:
-        # While anybody but the worker holds the worker's end, its death would not be seen.
-        worker_end.close()
-        if self.settings.account:
-            self.settings.account.become(self.settings.no_new_privileges)
-        Spawner(to_worker, roll, self.settings.timeouts.kill, _warm_mounts(self.settings)).run()
+    # -- what a killed spawner has left
+
+    def _end_programs(self, part: int, roll: Roll) -> None:
+        """Kill the programs that a dead spawner has noted."""
+        pids = roll.clear()
+        if pids:
+            self._kill_groups(part, lambda: pids)
+
+    def _end_left(self, message: bytes) -> None:
+        """Kill the programs that a worker misses: the roll lacks at most the last one, if that killed the spawner."""
+        with contextlib.suppress(ValueError):
+            part, pipes = words.left_in(message)
+            if part < len(self.settings.confinements):
+                self._kill_groups(part, lambda: groups_at(pipes))
+
+    def _kill_groups(self, part: int, find: Callable[[], Iterable[int]]) -> None:
+        """Kill process groups, as the user that the programs run as: what that one has written is not believed more."""
+        account = self.settings.confinements[part].account
+
+        def kill() -> None:
+            if account:
+                account.become()
+            for pid in find():
+                signal_group(pid, signal.SIGKILL)
+
+        if not account:
+            kill()
+            return
+        try:
+            # It looks and signals, and waits for nothing.
+            os.waitpid(self._parent.fork(kill), 0)
+        except OSError as error:
+            self._log.error(f"programs of a dead spawner, {account.name}'s, could not be ended: {error.strerror}")
 
 
 def _tokens(
@@ -309,19 +363,3 @@ def _tokens(
             known = before.get(server)
             found[server] = known if known and known.places == places else Tokens(server.connections, places, None)
     return found
-
-
-def _warm_mounts(settings: Settings) -> dict[int, WarmMount]:
-    return {
-        number: WarmMount(
-            mount_variables(os.fsencode(mount.directory), mount.env), mount.warm == "require", mount.preload
-        )
-        for number, mount in enumerate(settings.mounts)
-        if isinstance(mount, CgiMount) and mount.warm
-    }
-
-
-def _end_programs(roll: Roll) -> None:
-    """Kill the programs that a dead spawner has left."""
-    for pid in roll.clear():
-        signal_group(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 A pool that a reload leaves unchanged stays, with its processes. One that is changed is another pool: it listens at an
 address of its own before the first request is sent there, and the old one ends when the last worker that knows it has.
+Where the configuration says the address, both listen on one socket, and the old one ends as soon as the new one serves.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from fcgi_pool.config import ConfigError
 from fcgi_pool.lifecycle import Ladder, Rung
 from fcgi_pool.listener import Address
 from fcgi_pool.told import Board
 from gateway.fastcgi.tokens import Tokens
+from gateway.listeners import Listener
 from gateway.parent import Child, Parent
-from gateway.pools import become_manager
+from gateway.pool_listeners import PoolListeners
+from gateway.pools import become_manager, config_of
 from gateway.settings import FastCgiServer, Pool, Settings
 
 # Generations that there can be at once: one that serves or starts, and those that drain. The next waits for the oldest
@@ -37,6 +41,7 @@ class Managed:
 
     pool: Pool
     server: FastCgiServer  # where it listens in fact
+    lent: dict[str, Listener]  # its sockets at addresses of its own, by the option that takes each
     workers: int  # front workers of each generation, for which there are places
     child: Child
     board: Board
@@ -49,9 +54,10 @@ class Managed:
 
 
 class Managers:
-    """All pools. `sockets`: the directory for those that have no address of their own."""
+    """All pools. `sockets`: the directory for those without an address of their own; `listeners`: of those with one."""
 
-    def __init__(self, parent: Parent, sockets: str) -> None:
+    def __init__(self, parent: Parent, sockets: str, listeners: PoolListeners) -> None:
+        self.listeners = listeners
         self._parent = parent
         self._sockets = sockets
         self._all: list[Managed] = []
@@ -96,34 +102,68 @@ class Managers:
     def _make(self, pool: Pool, workers: int) -> Managed:
         server = pool.server
         number, self._made = self._made, self._made + 1
-        if any(managed.server.address == server.address for managed in self._all):
-            path = server.address.path
-            if not self._sockets or os.path.dirname(path) != self._sockets:
-                raise NotStarted(
-                    f"pool {server.name} is changed, and the one before listens on {server.address} until it has "
-                    "ended; give it another address, or restart"
-                )
+        lent = self._lend(pool)
+        if "--listen-fd" not in lent and any(managed.server.address == server.address for managed in self._all):
             # A short name: what is longer than the one before might be too long for a socket (unix(7)).
             server = replace(server, address=Address(path=os.path.join(self._sockets, f"{number}.sock")))
         board = Board(GENERATIONS * workers, server.connections)
-        managed = Managed(pool, server, workers, Child("pool", number, label=server.name), board)
+        managed = Managed(pool, server, lent, workers, Child("pool", number, label=server.name), board)
         try:
             self._parent.start(managed.child, lambda _: self._begin(managed))
         except OSError:
             board.close()
+            self._close_unused()
             raise
         self._all.append(managed)
         return managed
+
+    def _lend(self, pool: Pool) -> dict[str, Listener]:
+        """Return the sockets at addresses that the configuration says; raise NotStarted."""
+        path = pool.server.address.path
+        keys = {"--status-fd": "status_listen"}
+        if not path or not self._sockets or os.path.dirname(path) != self._sockets:
+            keys["--listen-fd"] = "listen"
+        try:
+            config = config_of(pool)
+            lent = {option: self.listeners.lend(config, key) for option, key in keys.items()}
+        except ConfigError as error:
+            self._close_unused()
+            raise NotStarted(str(error)) from None
+        return {option: listener for option, listener in lent.items() if listener}
+
+    def supersede(self, pools: Iterable[Managed]) -> None:
+        """`pools` serve: those that they share a socket with end, and leave who waits there to them."""
+        pools = list(pools)
+        shared = [listener for managed in pools for listener in managed.lent.values()]
+        for managed in self._all:
+            if managed not in pools and not managed.ladder and any(one in shared for one in managed.lent.values()):
+                self._set(managed, Ladder.graceful(time.monotonic(), self._graceful))
+        self._close_unused()
+
+    def hand_over(self) -> None:
+        """A successor has pools of its own, on the same sockets: those here that share them end."""
+        self.listeners.leave()
+        for managed in self._all:
+            if managed.lent and not managed.ladder:
+                self._set(managed, Ladder.graceful(time.monotonic(), self._graceful))
+
+    def _close_unused(self) -> None:
+        self.listeners.close(self.listeners.unused(one for managed in self._all for one in managed.lent.values()))
 
     # -- their lives
 
     def _begin(self, managed: Managed) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        lent = {option: listener.socket.fileno() for option, listener in managed.lent.items()}
+        told = managed.board.fileno()
         pool = replace(managed.pool, server=managed.server)
         managed.listens = managed.has_failed = False
         try:
-            managed.child.pid = self._parent.fork(lambda: become_manager(pool, theirs.fileno(), managed.board.fileno()))
+            managed.child.pid = self._parent.fork(
+                lambda: become_manager(pool, theirs.fileno(), told, lent),
+                [listener.socket for listener in managed.lent.values()],
+            )
         except OSError:
             ours.close()
             raise
@@ -184,6 +224,9 @@ class Managers:
     def _set(self, managed: Managed, ladder: Ladder) -> None:
         managed.ladder = ladder
         managed.child.restart_at = 0.0
+        # Before it learns: whether there is still a file tells it whether others serve those who wait.
+        going = [one for other in self._all if not other.ladder for one in other.lent.values()]
+        self.listeners.withdraw(one for one in managed.lent.values() if one not in going)
         managed.child.signal(_SIGNALS[ladder.rung])
 
     def end_by(self, moment: float) -> None:
@@ -202,6 +245,7 @@ class Managers:
         for managed in [managed for managed in self._all if managed.ladder and not managed.child.pid]:
             managed.board.close()
             self._all.remove(managed)
+            self._close_unused()
 
     @property
     def is_empty(self) -> bool:

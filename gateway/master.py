@@ -13,18 +13,21 @@ import traceback
 from collections.abc import Callable
 
 from fcgi_pool.lifecycle import Rung
-from gateway import worker as front
+from gateway import control_words
+from gateway.confinement.confines import leave_cgroups, with_cgroup
 from gateway.error_log import ErrorLog
 from gateway.generation import Generation
 from gateway.listeners import Listener
 from gateway.managers import GENERATIONS, Managers
 from gateway.parent import Parent
+from gateway.pool_listeners import PoolListeners
 from gateway.prepare import Prepared, prepare
-from gateway.privileges import AS_ROOT, own_logs
+from gateway.privileges import as_root, own_logs
 from gateway.settings import Settings
 from gateway.succession import Succession
 from gateway.systemd import Notifier
 from gateway.upgrade import Predecessor, Successor
+from gateway.usage import UsageError
 
 # A worker that is told to drain accepts no more within milliseconds; one that is stuck is not waited for, in seconds.
 _CLOSING = 1.0
@@ -52,7 +55,8 @@ class Master:
         self._log = ErrorLog(prepared.settings.error_log)
         self._parent = Parent(self._log)
         self._parent.listeners = self._all_listeners
-        self._managers = Managers(self._parent, sockets)
+        inherited = PoolListeners(predecessor.pool_listeners, lambda: predecessor.is_there)
+        self._managers = Managers(self._parent, sockets, inherited)
         self._current: Generation | None = None
         self._leaving: list[Generation] = []
         self._succession: Succession | None = None
@@ -69,15 +73,28 @@ class Master:
         """Serve until told to stop; return the exit status."""
         self._parent.catch_signals(self._take_signal)
         if not self._predecessor.is_there:
-            self._served.pid_file.write()
+            self._write_pid()
         self._begin(self._served, is_first=True)
         while not self._is_over:
             self._parent.wait(self._due)
             self._reap()
             self._act(time.monotonic())
         self._served.pid_file.remove()
+        if with_cgroup(self._served.settings.confinements):
+            leave_cgroups()
+        self._parent.ignore_signals()
         self._log.say("stopped")
         return self._status
+
+    def _write_pid(self) -> None:
+        """Have the pid in its file before anything is started; raise UsageError."""
+        pid_file = self._served.pid_file
+        try:
+            pid_file.write()
+        except OSError as error:
+            self._served.undo()
+            name = self._served.settings.named("--pid-file")
+            raise UsageError(f"{name} {pid_file.path}: {error.strerror}; make room, or name another") from None
 
     @property
     def _generations(self) -> list[Generation]:
@@ -88,6 +105,7 @@ class Master:
         found = [*self._served.listeners, *(self._predecessor.listeners if self._predecessor.is_there else ())]
         if self._succession:
             found += self._succession.prepared.listeners
+        found += self._managers.listeners.all
         return [listener.socket for listener in found]
 
     @property
@@ -158,7 +176,7 @@ class Master:
             self._log.reopen()
             own_logs(self._served.settings)
             for generation in self._generations:
-                generation.tell_workers(front.REOPEN)
+                generation.tell_workers(control_words.REOPEN)
         elif number in (signal.SIGHUP, signal.SIGUSR2):
             self._want("reload" if number == signal.SIGHUP else "upgrade")
 
@@ -258,11 +276,13 @@ class Master:
         # One that is kept may speak TLS from now on, or no longer.
         known = [] if succession.is_first else [one for one in old.listeners if one in new.listeners]
         self._announce([one for one in new.listeners if one not in known or old.url(one) != new.url(one)])
-        if not os.geteuid() and not new.settings.account:
-            self._log.warning(AS_ROOT)
+        if warning := as_root(new.settings):
+            self._log.warning(warning)
         if succession.is_first:
             self._say_ready("ready")
             self._predecessor.relieve(new.listeners)
+        if succession.generation:
+            self._managers.supersede(succession.generation.pools)
 
     def _say_ready(self, word: str) -> None:
         count = self._served.settings.workers
@@ -294,7 +314,9 @@ class Master:
 
     def _upgrade(self) -> None:
         try:
-            self._successor = Successor(self._parent, self._served.listeners, self._notifier)
+            self._successor = Successor(
+                self._parent, self._served.listeners, self._managers.listeners.all, self._notifier
+            )
         except OSError as error:
             self._log.error(f"upgrade failed: {error.strerror}; this program goes on")
             return
@@ -307,6 +329,7 @@ class Master:
         for listener in self._served.listeners:
             listener.leave()
         self._served.listeners.clear()
+        self._managers.hand_over()
         self._drain()
 
     # -- the end

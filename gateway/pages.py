@@ -5,6 +5,9 @@ from __future__ import annotations
 from html import escape
 from urllib.parse import quote
 
+from gateway.http.message import Refused
+from gateway.http.response import METHODS, REASONS, encode_head, encode_start
+
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:12vh auto 0;padding:0 1.5rem;color:#222;"
     "background:#fff}h1{font-size:1.5rem;font-weight:600;margin:0 0 .5rem}p,ul,pre{margin:.75rem 0}"
@@ -70,3 +73,14 @@ def listing_page(path: str, names: list[tuple[str, str]], is_short: bool) -> byt
     if is_short:
         body += "\n<p>There are more, which are not listed.</p>"
     return _page(title, body)
+
+
+def refusal(refused: Refused, words: str) -> tuple[bytes, bytes]:
+    """Return head and page of the last response of a connection, which answers what is no request; for `words` see
+    `error_page`."""
+    page = error_page(refused.status, REASONS.get(refused.status, b""), "", words)
+    fields = [(b"Content-Type", b"text/html; charset=utf-8")]
+    if refused.status == 405:
+        fields.append((b"Allow", METHODS.encode()))
+    framing = b"Content-Length: %d\r\nConnection: close\r\n" % len(page)
+    return encode_head(encode_start(refused.status, b"", fields), framing), page

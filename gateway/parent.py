@@ -55,12 +55,14 @@ class Child:
     control: socket.socket | None = None  # to a worker
     was_ready: bool = False
     has_closed: bool = False  # a worker that drains: it accepts no more
-    label: str = ""  # a pool's name
+    label: str = ""  # a pool's name, or which of a worker's spawners
+    part: int = 0  # of a worker's spawners, which
+    whose: str = ""  # as whom it runs, if not as all others
 
     @property
     def name(self) -> str:
         """What the log calls it."""
-        return f"{self.kind} {self.label or self.number}"
+        return f"{self.kind} {self.label or self.number}{f' of {self.whose}' if self.whose else ''}"
 
     def signal(self, number: int) -> None:
         """Send it a signal if it lives."""
@@ -112,6 +114,15 @@ class Parent:
                 take(number)
 
         self.watch(self._signals, take_all)
+
+    def ignore_signals(self) -> None:
+        """Take none any more: what they would end has ended, and one that comes now must not change the exit status.
+
+        A handler would be taken away by Python's own end, and not what is ignored.
+        """
+        for number in HANDLED:
+            if number != signal.SIGCHLD:
+                signal.signal(number, signal.SIG_IGN)
 
     # -- children
 

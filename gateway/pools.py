@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import NoReturn
 
 from fcgi_pool import cli
+from fcgi_pool.config import PoolConfig
+from gateway.privileges import forbid_new_privileges
 from gateway.settings import Pool
 
 # From the start of a manager until it listens, in seconds. Its workers may take longer; who connects then waits.
@@ -23,14 +26,24 @@ def check_pool(pool: Pool) -> None:
     cli.check(_pool_arguments(pool))
 
 
-def become_manager(pool: Pool, ready: int, told: int) -> NoReturn:
+def config_of(pool: Pool) -> PoolConfig:
+    """Return what the manager of `pool` reads; raise ConfigError."""
+    return cli.pool_of(_pool_arguments(pool))
+
+
+def become_manager(pool: Pool, ready: int, told: int, lent: Mapping[str, int]) -> NoReturn:
     """Turn this process into the manager of `pool`, which writes to the descriptor `ready` once it listens.
 
-    `told`: the memory in which the workers tell what their connections carry.
+    `told`: the memory in which the workers tell what their connections carry. `lent`: sockets that listen already, by
+    the option that takes each.
     """
-    own = ["--ready-fd", str(ready), "--told-fd", str(told), "--die-with-parent"]
-    for descriptor in (ready, told):
+    given = {"--ready-fd": ready, "--told-fd": told, **lent}
+    own = ["--die-with-parent"]
+    if pool.no_new_privileges:
+        forbid_new_privileges()
+    for option, descriptor in given.items():
         os.set_inheritable(descriptor, True)
+        own += [option, str(descriptor)]
     os.execv(sys.executable, [sys.executable, "-m", "fcgi_pool", *own, *_pool_arguments(pool)])
 
 

@@ -52,8 +52,17 @@ class Readiness:
                 callback()
 
 
-def is_ready(descriptor: int, events: int) -> bool:
-    """Whether one of `events`, of poll(2), has come at a descriptor by now."""
+def has_input(descriptor: int) -> bool:
+    """Whether there is something to be read now."""
+    return _is_now(descriptor, select.POLLIN)
+
+
+def has_hung_up(descriptor: int) -> bool:
+    """Whether the other end of a socket has left, which is seen here while nothing is read from it."""
+    return _is_now(descriptor, select.POLLRDHUP)
+
+
+def _is_now(descriptor: int, events: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, events)
     return bool(poll.poll(0))

@@ -16,7 +16,7 @@ from urllib.parse import quote_from_bytes
 from gateway.clients.settings import RateLimit
 from gateway.http.message import Request
 from gateway.http.response import Start, with_fields
-from gateway.routing import Match, Router, normalise
+from gateway.routing import BadPath, Match, Router, normalise
 from gateway.settings import Rewrite, Route, Settings, Timeouts
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Policy:
 class Bounds:
     """What holds for the requests of a route: the largest body, the times, what one client may have.
 
-    `scope` is what its counts of clients are kept apart by, the same after a reload.
+    `scope` is what its counts of clients are kept apart by.
     """
 
     body: int
@@ -230,13 +230,16 @@ class Rewriter:
 def expand(template: str, request: Request, path: bytes, groups: list[str]) -> bytes:
     """Return a target with its variables: ``$host`` (without a port), ``$uri``, ``$path``, ``$1`` …, escaped.
 
-    The request's query goes along unless the template has one of its own, or ``$uri``, which has it.
+    The request's query goes along unless the template has one of its own, or ``$uri``, which has it. Raise BadPath
+    where the host is wanted and the request, of HTTP/1.0, names none.
     """
 
     def value(found: re.Match[str]) -> str:
         name = found[1]
         if name == "host":
-            return host_of(request).decode("latin-1")
+            if not (host := host_of(request)):
+                raise BadPath("the request names no host, which the answer is to name")
+            return host.decode("latin-1")
         if name == "uri":
             return request.target.decode("latin-1") if request.target.startswith(b"/") else _encoded(request)
         if name == "path":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fcgi_pool.listener import Address
 from gateway.cgi.warm.shebang import Recipe
 from gateway.clients.settings import BasicAuth, ClientSettings, RateLimit
+from gateway.confinement.model import Confinement
 from gateway.http.limits import Limits
 from gateway.privileges import Account
 
@@ -61,6 +62,10 @@ class CgiMount:
     preload: tuple[str, ...] = ()
     # With "reuse": which pool runs the scripts of which interpreter.
     reuse: tuple[tuple[Recipe, FastCgiServer], ...] = ()
+    # A body goes to the program while it comes, and is not kept before the start.
+    stream_body: bool = False
+    # What its programs may do.
+    confinement: Confinement = field(default_factory=Confinement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class FastCgiMount:
     server: FastCgiServer
     env: tuple[tuple[str, str], ...] = ()
     pass_authorization: bool = True
+    stream_body: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,7 @@ class SiteMount:
     env: tuple[tuple[str, str], ...] = ()
     follow_links: bool = True
     pass_authorization: bool = True
+    stream_body: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,7 @@ class Pool:
     env: tuple[tuple[str, str], ...] = ()
     directives: tuple[str, ...] = ()
     app: str = ""  # instead of a command: a WSGI application, run by our own runtime
+    no_new_privileges: bool = False
 
     @property
     def program(self) -> str:
@@ -216,7 +224,7 @@ class Settings:
     rewrites: tuple[Rewrite, ...] = ()
     # Whether "/" shows what is mounted, if nothing is mounted there.
     shows_index: bool = False
-    # Whom workers and programs run as; None: as the server was started.
+    # Whom workers run as, and programs whose route says nothing else; None: as the server was started.
     account: Account | None = None
     no_new_privileges: bool = False
     # Requests that did not come over TLS are sent to this port by https; 0: they are answered.
@@ -260,6 +268,12 @@ class Settings:
     def mounts(self) -> tuple[Mount, ...]:
         """Every mount, in the order of the routes."""
         return tuple(route.mount for route in self.routes if route.mount)
+
+    @property
+    def confinements(self) -> tuple[Confinement, ...]:
+        """What the CGI programs of the routes may do, each once: so many spawners has a worker, and at least one."""
+        found = dict.fromkeys(mount.confinement for mount in self.mounts if isinstance(mount, CgiMount))
+        return tuple(found) or (Confinement(self.account, self.no_new_privileges),)
 
     @property
     def counts_clients(self) -> bool:

@@ -7,6 +7,7 @@ this one; then it says so, and this one drains. If it ends before, nothing has c
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from gateway.listeners import Listener, decode, encode
 from gateway.parent import Parent, end_in_words, outlive_parent, send_signal
 from gateway.systemd import Notifier
 
-_LISTENERS, _CHANNEL = "GATEWAY_LISTENERS", "GATEWAY_PREDECESSOR"
+_LISTENERS, _CHANNEL, _POOLS = "GATEWAY_LISTENERS", "GATEWAY_PREDECESSOR", "GATEWAY_POOL_LISTENERS"
 # From the start of the new program until it is ready, and from TERM to KILL where it was not, in seconds.
 _PATIENCE = 60.0
 _GRACE = 5.0
@@ -29,6 +30,7 @@ class Predecessor:
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = decode(os.environ.pop(_LISTENERS, "[]"))
+        self.pool_listeners: list[Listener] = decode(os.environ.pop(_POOLS, "[]"))
         channel = os.environ.pop(_CHANNEL, "")
         self._channel = socket.socket(fileno=int(channel)) if channel else None
 
@@ -57,7 +59,12 @@ class Predecessor:
 class Successor:
     """The program that is to take the place of this one; raises OSError."""
 
-    def __init__(self, parent: Parent, listeners: Sequence[Listener], notifier: Notifier) -> None:
+    def __init__(
+        self, parent: Parent, listeners: Sequence[Listener], pools: Sequence[Listener], notifier: Notifier
+    ) -> None:
+        """Start it; it inherits the server's `listeners`, and those of `pools`."""
+        if not os.access(sys.executable, os.X_OK):
+            raise FileNotFoundError(errno.ENOENT, f"there is no {sys.executable} any more")
         self._parent = parent
         self._channel, theirs = socket.socketpair()
         self._channel.setblocking(False)
@@ -67,7 +74,8 @@ class Successor:
         parent.watch(self._channel, self._listen)
         try:
             self.pid = parent.fork(
-                lambda: self._become(theirs, listeners, notifier), [listener.socket for listener in listeners]
+                lambda: self._become(theirs, listeners, pools, notifier),
+                [listener.socket for listener in (*listeners, *pools)],
             )
         except OSError:
             parent.drop(self._channel)
@@ -75,11 +83,14 @@ class Successor:
         finally:
             theirs.close()
 
-    def _become(self, channel: socket.socket, listeners: Sequence[Listener], notifier: Notifier) -> None:
+    def _become(
+        self, channel: socket.socket, listeners: Sequence[Listener], pools: Sequence[Listener], notifier: Notifier
+    ) -> None:
         self._parent.die_with_me()
-        for inherited in (channel, *(listener.socket for listener in listeners)):
+        for inherited in (channel, *(listener.socket for listener in (*listeners, *pools))):
             inherited.set_inheritable(True)
-        more = {_LISTENERS: encode(listeners), _CHANNEL: str(channel.fileno()), **notifier.environment(os.getpid())}
+        more = {_LISTENERS: encode(listeners), _POOLS: encode(pools), _CHANNEL: str(channel.fileno())}
+        more |= notifier.environment(os.getpid())
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **more})
 
     def _listen(self) -> None:
@@ -114,6 +125,6 @@ class Successor:
         if not self.is_ready and not self._is_ended:
             self._parent.log.error(
                 f"upgrade failed: the new program (pid {pid}) ended before it was ready, {end_in_words(status)}; "
-                "this one goes on"
+                "this one goes on; what it said stands on standard error"
             )
         return True

@@ -12,23 +12,24 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from fcgi_pool.listener import BACKLOG
 from fcgi_pool.process import die_with
-from gateway import diagnosis
+from gateway import control_words, diagnosis
 from gateway.access_log import AccessLog, refused_record
 from gateway.body import Body, start_disk_thread
+from gateway.body_stream import BodyStream
 from gateway.cgi.launcher import Launcher
-from gateway.cgi.roll import Roll
 from gateway.clients.addresses import Trusted
 from gateway.clients.door import Door
 from gateway.clients.entrance import Entrance
 from gateway.clients.peer import Peer
 from gateway.clients.table import ClientShare
+from gateway.confinement.cgroup import OomWatch
 from gateway.connection import Connection
 from gateway.dispatch import Dispatcher, Handler
 from gateway.error_log import ErrorLog
@@ -46,6 +47,7 @@ from gateway.handlers.static import StaticTree, file_store
 from gateway.http.base_reader import Reader
 from gateway.http.message import Refused
 from gateway.http.reader import reader_class
+from gateway.privileges import forbid_new_privileges
 from gateway.readiness import Readiness
 from gateway.routes import Endpoint, Guard
 from gateway.settings import CgiMount, FastCgiMount, FastCgiServer, Mount, Route, Settings, SiteMount, StaticMount
@@ -58,7 +60,7 @@ _SWEEP = 0.25
 _LOG_FLUSH = 0.1
 # After an accept failed for want of descriptors or memory, in seconds.
 _ACCEPT_PAUSE = 0.5
-# Descriptors kept for the process itself: its listeners, logs, loop, threads.
+# Descriptors kept for the process itself, besides a channel to each spawner: its listeners, logs, loop, threads.
 _OWN_DESCRIPTORS = 32
 # Of one program at its start: both ends of two pipes, its body twice.
 _PROGRAM_DESCRIPTORS = 6
@@ -68,11 +70,6 @@ _ANY_BODY = 10**19
 _GC_THRESHOLD = 20_000
 
 _SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
-
-# What the master says on the control channel; the channel's end means that the master is gone.
-STOP, DRAIN, REOPEN, SPAWNER, CERTIFICATES = b"t", b"q", b"u", b"s", b"x"
-# What a worker says: from now on it accepts connections; no longer.
-READY, CLOSED = b"r", b"c"
 
 # A worker that drains keeps an idle connection for so many seconds more: a request may be on its way, and whoever sends
 # it could not tell a close from a failure. That is longer than packets travel, and than a busy client pauses. The next
@@ -94,7 +91,8 @@ class Worker:
     """Serves `listeners` until the master says otherwise on `control`.
 
     `shares`: of the FastCGI servers whose connections are counted. `actual`: where pools of ours listen in fact.
-    `counted`: where clients are counted, None if they are not. `tls`: which listeners speak TLS, None if none does.
+    `counted`: where clients are counted, None if they are not. `cgroups`: directories of those of the confinements.
+    `tls`: which listeners speak TLS, None if none does.
     """
 
     def __init__(
@@ -102,7 +100,7 @@ class Worker:
         settings: Settings,
         listeners: list[socket.socket],
         control: socket.socket,
-        roll: Roll,
+        cgroups: Sequence[str],
         shares: Mapping[FastCgiServer, Share],
         actual: Mapping[FastCgiServer, FastCgiServer],
         counted: ClientShare | None,
@@ -118,11 +116,17 @@ class Worker:
         self.is_draining = False
         self._takes_more_until = math.inf
         sends_files = any(isinstance(mount, StaticMount | SiteMount) for mount in settings.mounts)
-        places, capacity = _capacity(settings.max_programs, 2 if sends_files else 1)
+        confinements = settings.confinements
+        kept = _OWN_DESCRIPTORS + len(confinements)
+        places, capacity = _capacity(settings.max_programs, 2 if sends_files else 1, kept)
         self._capacity = min(capacity, settings.clients.max_connections or capacity)
         self.files = file_store(settings.mounts)
         self.readiness = Readiness(self.loop)
-        self.launcher = Launcher(self.loop, roll, places, settings.max_waiting)
+        self.launcher = Launcher(
+            self.loop, len(confinements), places, settings.max_waiting, self._spawner_came, self._say_left
+        )
+        self._spawner_of = {confinement: number for number, confinement in enumerate(confinements)}
+        self._ooms = [OomWatch(directory) for directory in cgroups]
         self._reader_class = reader_class(settings.http)
         # Where routes have limits, which one a body has is known when its head has been read, and is seen to then.
         body = _ANY_BODY if any(route.limits for route in settings.routes) else settings.limits.body
@@ -134,18 +138,7 @@ class Worker:
         self._backends = {
             server: Backend(self, actual.get(server, server), shares.get(server)) for server in settings.fastcgi_servers
         }
-        numbers = {id(mount): number for number, mount in enumerate(settings.mounts)}
-        own = {route.auth: BasicAuthGuard(self, route.auth) for route in settings.routes if route.auth}
-        endpoints = [
-            Endpoint.of(
-                route,
-                self._handler(route.mount, numbers.get(id(route.mount), 0)),
-                own[route.auth] if route.auth else None,
-            )
-            for route in settings.routes
-        ]
-        if settings.shows_index and not any(route.prefix == "/" for route in settings.routes):
-            endpoints.append(Endpoint.of(Route("/"), Index(settings.mounts)))
+        endpoints = self._endpoints()
         # Of each kind the one with the longest prefix is asked: who it is first, then whether that one may.
         guards: tuple[list[tuple[str, Guard]], list[tuple[str, Guard]]] = (
             [(auth.prefix, BasicAuthGuard(self, auth)) for auth in settings.clients.auth],
@@ -156,11 +149,27 @@ class Worker:
         self._dispatcher = Dispatcher(settings, endpoints, guards, self.door)
         self._entrance = Entrance(self, _proxied(settings, listeners), tls)
 
+    def _endpoints(self) -> list[Endpoint[Handler]]:
+        numbers = {id(mount): number for number, mount in enumerate(self.settings.mounts)}
+        own = {route.auth: BasicAuthGuard(self, route.auth) for route in self.settings.routes if route.auth}
+        endpoints = [
+            Endpoint.of(
+                route,
+                self._handler(route.mount, numbers.get(id(route.mount), 0)),
+                own[route.auth] if route.auth else None,
+            )
+            for route in self.settings.routes
+        ]
+        if self.settings.shows_index and not any(route.prefix == "/" for route in self.settings.routes):
+            endpoints.append(Endpoint.of(Route("/"), Index(self.settings.mounts)))
+        return endpoints
+
     def _handler(self, mount: Mount | None, number: int) -> Handler:
         if mount is None:
             return Nothing()
         if isinstance(mount, CgiMount):
-            return CgiDirectory(self, mount, number)
+            spawner = self._spawner_of[mount.confinement]
+            return CgiDirectory(self, mount, number, spawner, self._ooms[spawner])
         if isinstance(mount, StaticMount):
             return StaticTree(self, mount)
         return FastCgiApplication(self, mount) if isinstance(mount, FastCgiMount) else Site(self, mount)
@@ -277,6 +286,11 @@ class Worker:
         on_error = partial(self._body_failed, exchange)
         return Body(self.loop, self.settings.temp_dir, on_complete, on_error, exchange.body_has_room)
 
+    def new_body_stream(self, exchange: Exchange) -> BodyStream | None:
+        """Return what passes the body of `exchange` on; None where its length is not known, or there is none."""
+        length = exchange.request.content_length
+        return None if length is None else BodyStream(length, exchange.body_has_room)
+
     def _body_failed(self, exchange: Exchange, error: OSError) -> None:
         exchange.fail(diagnosis.not_stored(error, self.settings.named("--temp-dir")))
 
@@ -314,24 +328,31 @@ class Worker:
             return
         except OSError:
             message, descriptors = b"", []
-        if message == SPAWNER and descriptors:
-            self.launcher.connect(socket.socket(fileno=descriptors[0]))
-            self._listen()
-            self._say(READY)
-        elif message == CERTIFICATES and descriptors:
+        if message.startswith(control_words.SPAWNER) and descriptors:
+            self.launcher.connect(int(message[1:]), socket.socket(fileno=descriptors[0]))
+        elif message == control_words.CERTIFICATES and descriptors:
             with open(descriptors[0], "rb") as file:
                 self._entrance.show(decode(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)))
-        elif message == REOPEN:
+        elif message == control_words.REOPEN:
             self.error_log.reopen()
             self.access_log.reopen()
-        elif message == DRAIN:
+        elif message == control_words.DRAIN:
             self._drain()
-        elif message in (STOP, b""):
+        elif message in (control_words.STOP, b""):
             self._stop()
 
     def _say(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # the master has gone; that is read, too
             self._control.send(message)
+
+    def _spawner_came(self) -> None:
+        if self.launcher.is_ready:
+            self._listen()
+            self._say(control_words.READY)
+
+    def _say_left(self, spawner: int, pipes: set[int]) -> None:
+        for message in control_words.left(spawner, pipes):
+            self._say(message)
 
     def _drain(self) -> None:
         self.is_draining = True
@@ -340,7 +361,7 @@ class Worker:
         for listener in self._listeners:
             self._take_queued(listener)
             listener.close()
-        self._say(CLOSED)
+        self._say(control_words.CLOSED)
         for backend in self._backends.values():
             backend.drain()
         for connection in [*self.connections]:
@@ -411,16 +432,16 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def _capacity(max_programs: int, each: int) -> tuple[int, int]:
+def _capacity(max_programs: int, each: int, own: int) -> tuple[int, int]:
     """Return how many programs, and how many connections that take `each`, this process has descriptors for.
 
-    What an accepted request will need is thus reserved before it is accepted. The soft limit is raised to the hard
-    one; programs are started by another process and keep the soft limit.
+    It has `own` for itself. What an accepted request will need is thus reserved before it is accepted. The soft limit
+    is raised to the hard one; programs are started by another process and keep the soft limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    free = max(hard - _OWN_DESCRIPTORS, 16) if hard != resource.RLIM_INFINITY else 1_000_000
+    free = max(hard - own, 16) if hard != resource.RLIM_INFINITY else 1_000_000
     programs = max(1, min(max_programs, free // (2 * _PROGRAM_DESCRIPTORS)))
     return programs, max(1, (free - programs * _PROGRAM_DESCRIPTORS) // each)
 
@@ -439,7 +460,7 @@ def run_worker(
     settings: Settings,
     listeners: list[socket.socket],
     control: socket.socket,
-    roll: Roll,
+    cgroups: Sequence[str],
     shares: Mapping[FastCgiServer, Share],
     parent: int,
     actual: Mapping[FastCgiServer, FastCgiServer],
@@ -454,9 +475,11 @@ def run_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     start_disk_thread()
-    worker = Worker(settings, listeners, control, roll, shares, actual, counted, tls)
+    worker = Worker(settings, listeners, control, cgroups, shares, actual, counted, tls)
     if settings.account:
         # Logs are open and keys read. The kernel forgets at this whose death ends the process (prctl(2)).
-        settings.account.become(settings.no_new_privileges)
+        settings.account.become()
         die_with(parent)
+    if settings.no_new_privileges:
+        forbid_new_privileges()
     worker.run()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
+from tests.pool_support import ask
 
 APP = '''"""Says what it was asked, who it is, and what it was told."""
 
@@ -190,6 +191,50 @@ def serve(tmp_path: Path, gate: misbehaviour.Gate) -> Iterator[Callable[..., Sit
     """See `site`."""
     with site(tmp_path, gate) as start:
         yield start
+
+
+class Neighbours:
+    """Other web servers that ask a pool at its address until they are told to end, each on a connection a request."""
+
+    def __init__(self, path: str) -> None:
+        self.words: list[str] = []  # of each answer the last
+        self.failures: list[BaseException] = []
+        self._path = path
+        self._ends = False
+        self._grown = threading.Condition()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(2)]
+
+    def __enter__(self) -> Neighbours:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends = True
+        for thread in self._threads:
+            thread.join(support.PATIENCE)
+            assert not thread.is_alive()
+
+    def wait_for(self, word: str) -> None:
+        """Wait until a new request is answered with `word` by both, and by nobody else after it."""
+        with self._grown:
+            assert self._grown.wait_for(lambda: self.failures or self.words[-4:] == [word] * 4, support.PATIENCE)
+
+    def _run(self) -> None:
+        values = {"REQUEST_METHOD": "GET", "QUERY_STRING": "x", "SCRIPT_NAME": "", "PATH_INFO": "/",
+                  "SERVER_NAME": "x", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1"}  # fmt: skip
+        while not self._ends and not self.failures:
+            try:
+                reply = ask(self._path, values)
+                word = reply.stdout.split()[-1].decode()
+            except BaseException as failure:
+                with self._grown:
+                    self.failures.append(failure)
+                    self._grown.notify_all()
+                return
+            with self._grown:
+                self.words.append(word)
+                self._grown.notify_all()
 
 
 def request(path: str, more: str = "") -> bytes:

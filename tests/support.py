@@ -239,7 +239,8 @@ def warnings_in(text: str) -> list[str]:
 
 def without_scripts(text: str) -> str:
     """Return what of a log is the server's own, not a program's."""
-    return "\n".join(line for line in text.splitlines() if " script " not in line and " error [" not in line)
+    theirs = (" script ", " error [", " says: ")
+    return "\n".join(line for line in text.splitlines() if not any(mark in line for mark in theirs))
 
 
 def start_server(

@@ -43,15 +43,38 @@ MISTAKES = [
     ("[server]\nbody_timeout = 0\n" + ROUTE, r":2: server\.body_timeout: a time above 0"),
     ('[server]\nmax_body = "1 MiB"\n' + ROUTE, r":2: server\.max_body: '1 MiB' is not a size, as"),
     ("[server]\nworkers = 0x7fffffff\n" + ROUTE, r":2: server\.workers: 2147483647: a number from 1 to"),
-    ('[server]\ntemp_dir = "nowhere"\n' + ROUTE, r":2: server\.temp_dir: .*/nowhere is no directory"),
+    ('[server]\ntemp_dir = "nowhere"\n' + ROUTE, r":2: server\.temp_dir: .*/nowhere: no directory"),
     ('[server]\nlog_format = "xml"\n' + ROUTE, r":2: server\.log_format: 'xml': one of combined, json"),
     ("", r":1: routes: nothing would be served; write \[\[routes\]\]"),
-    ("[server\n", r": not TOML: .*line 1"),
+    ("[server\n", r":1: not TOML: .*line 1"),
+    ("[server]\nworkers = 1\n[server]\n" + ROUTE, r":3: not TOML: .*server"),
+    ("x = " + "[" * 20_000, r": not TOML that can be read: "),
+    (f"x = {'9' * 5000}\n", r": not TOML that can be read: "),
+    ('[server]\nuser = "a\\u0000"\n' + ROUTE, r":2: server\.user: there is a NUL in it"),
+    ("[server]\nworkers = 0\n" + ROUTE, r":2: server\.workers: 0: a number from 1 to 1024"),
+    ("[server]\nlisten = []\n" + ROUTE, r":2: server\.listen: empty: nobody could come"),
+    ('[server]\nlisten = ["[::1]:1", "[::1]:1"]\n' + ROUTE, r":2: server\.listen\[2\]: '\[::1\]:1' is there twice"),
+    ('[server]\nsend_timeout = "9999999999d"\n' + ROUTE, r":2: server\.send_timeout: '9999999999d' is not a time"),
+    (ROUTE + 'cig = "x"\n', r":4: routes\[1\]\.cig: there is no such key; did you mean cgi\?"),
+    (ROUTE + 'index = ["x"]\n', r":4: routes\[1\]\.index: goes with root, and has no effect here"),
+    ('[[routes]]\npath = "/"\nroot = "site"\nenv = { A = "1" }\n', r":4: routes\[1\]\.env: goes with .*cgi"),
+    ('[[routes]]\npath = "/"\nroot = "site"\nindex = ["../x"]\n', r":4: routes\[1\]\.index\[1\]: '\.\./x': the name"),
+    (ROUTE + 'sendfile_root = "no"\n', r":4: routes\[1\]\.sendfile_root: the directory .* does not exist"),
+    (ROUTE + 'try_files = ["/../x", "/y"]\n', r":4: routes\[1\]\.try_files\[1\]: '/\.\./x': write \$path"),
+    (ROUTE + 'try_files = ["$path", "/ä"]\n', r":4: routes\[1\]\.try_files\[2\]: '/ä': a path or URL"),
+    (ROUTE + 'hosts = ["bücher.example:80"]\n', r":4: routes\[1\]\.hosts\[1\]: .*; write, say, xn--bcher-kva\.example"),
+    (ROUTE + '[[rewrites]]\nmatch = "(a)"\nto = "/$2"\n', r":6: rewrites\[1\]\.to: \$2: the groups of match end at 1"),
+    (ROUTE + '[[rewrites]]\nmatch = "a"\nto = "/b"\nhosts = ["a b"]\n', r":7: rewrites\[1\]\.hosts\[1\]: 'a b' is no"),
+    ('[[routes]]\npath = "/"\nredirect = { to = "$request_uri" }\n', r":3: .*: there is no \$request_uri; there"),
+    ("[clients]\nlimit_status = 450\n" + ROUTE, r":2: clients\.limit_status: 450: write 429 or 503"),
+    ("[clients]\nlimit_connections = -1\n" + ROUTE, r":2: .*; write, say, limit_connections = 20"),
+    ('[clients]\nlimit_rate = "1\\n2"\n' + ROUTE, r":2: clients\.limit_rate: 1\\n2: not a rate"),
     (ROUTE + ROUTE, r":5: routes\[2\]\.path: the same as of routes\[1\], which always wins"),
     (ROUTE + '[[routes]]\npath = "/a"\n', r":4: routes\[2\]: what answers is missing; write cgi, root, fastcgi or"),
     (ROUTE + '[[routes]]\npath = "/../a"\ncgi = "cgi"\n', r":5: routes\[2\]\.path: '/../a/' is no prefix of a path"),
     (ROUTE + '[[routes]]\npath = "/a"\ncgi = "no"\n', r":6: routes\[2\]\.cgi: the directory '.*/no' does not exist"),
     (ROUTE + 'fastcgi = "unix:/x"\n', r":4: routes\[1\]\.fastcgi: cgi answers already; keep one"),
+    (ROUTE + "kill_grup = true\n", r":4: routes\[1\]\.kill_grup: there is no such key; did you mean kill_group\?"),
     (ROUTE + 'warm = "hot"\n', r":4: routes\[1\]\.warm: 'hot': write true, \"require\" or \"reuse\""),
     (ROUTE + 'preload = ["x"]\n', r":4: routes\[1\]\.preload: goes with warm"),
     (ROUTE + 'env = { "A-B" = "1" }\n', r":4: routes\[1\]\.env\.A-B: no name of a variable"),
@@ -61,6 +84,7 @@ MISTAKES = [
     (ROUTE + 'headers = { "A B" = "x" }\n', r":4: routes\[1\]\.headers\.A B: no field of a response"),
     (ROUTE + 'headers = { Date = "x" }\n', r":4: routes\[1\]\.headers\.Date: is the server's own to say"),
     (ROUTE + 'error_pages = { 200 = "/x" }\n', r":4: routes\[1\]\.error_pages\.200: an error is from 400 to 599"),
+    (ROUTE + 'error_pages = { 400 = "/x" }\n', r":4: routes\[1\]\.error_pages\.400: is answered before"),
     (ROUTE + 'error_pages = { 404 = "x" }\n', r":4: routes\[1\]\.error_pages\.404: 'x': a path of this server"),
     (ROUTE + 'try_files = ["x", "/y"]\n', r":4: routes\[1\]\.try_files\[1\]: 'x': write \$path"),
     (ROUTE + 'try_files = ["$path"]\n', r":4: routes\[1\]\.try_files\[1\]: '\$path': the last is a path"),
@@ -88,6 +112,29 @@ def test_a_mistake_is_one_line(place, text, message):
     with pytest.raises(ConfigFileError, match=rf"^{path}{message}") as caught:
         read_file(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_do_no_harm(place):
+    path = place / "gateway.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ROUTE.replace("\n", "\r\n").encode())
+    assert read_file(str(path)).mounts[0].prefix == "/cgi-bin/"
+
+
+def test_a_host_that_is_named_twice_in_one_route_does_no_harm(place):
+    settings = read_file(str(write(place, ROUTE + 'hosts = ["a.example", "A.example"]\n')))
+    assert settings.routes[0].hosts == ("a.example", "A.example")
+
+
+@pytest.mark.parametrize("key", ["access_log", "error_log", "pid_file"])
+@pytest.mark.parametrize("name", ["nowhere/file", "site"])
+def test_check_says_what_the_server_could_not_write(place, key, name):
+    path = write(place, f'[server]\nlisten = ["127.0.0.1:0"]\n{key} = "{name}"\n{ROUTE}')
+    command = [sys.executable, "-m", "gateway", "--config", path]
+    checked = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert f"FAILS  [server] {key} {place}/{name}: " in checked.stdout
+    assert "the server would not start" in checked.stdout
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
 
 
 def test_the_command_line_says_it_and_ends(place):
@@ -120,6 +167,23 @@ def test_paths_begin_at_the_files_directory(place):
     assert settings.pid_file == f"{place}/run/pid"
 
 
+def test_sockets_and_pools_begin_at_the_files_directory(place):
+    text = (
+        '[server]\nlisten = ["unix:front"]\n[clients]\nproxy_protocol = ["unix:front=unix:"]\n'
+        '[pools.a]\ncommand = ["cgi/hello", "x/y"]\nlisten = "unix:pool"\nchdir = "site"\nslowlog = "slow"\n'
+        '[pools.b]\ncommand = ["sh"]\n'
+        '[[routes]]\npath = "/"\nfastcgi = "unix:back"\n'
+    )
+    settings = read_file(str(write(place, text)))
+    assert settings.listen[0].path == f"{place}/front"
+    assert settings.clients.proxy_protocol.listen[0].path == f"{place}/front"
+    assert settings.fastcgi_servers[0].address.path == f"{place}/back"
+    first, second = settings.pools
+    assert (first.command, first.server.address.path) == ((f"{place}/cgi/hello", "x/y"), f"{place}/pool")
+    assert {f"chdir={place}/site", f"slowlog={place}/slow"} <= set(first.directives)
+    assert second.command == ("sh",)
+
+
 def test_the_reference_is_that_of_the_code():
     assert (support.ROOT / "docs" / "configuration.rst").read_text() == page()
 
@@ -132,6 +196,14 @@ def test_print_config_shows_defaults_too(place):
     assert 'routes[1].mount.warm = "warm"' in shown
     assert "timeouts.body = 60.0" in shown
     assert 'listen[1] = "127.0.0.1:8000"' in shown
+
+
+def test_print_config_has_one_line_for_each_value(place):
+    rule = '[[rewrites]]\nmatch = "a\\nb\\"ä"\nto = "/x"\n'
+    command = [sys.executable, "-m", "gateway", "--config", write(place, ROUTE + rule), "--print-config"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert 'rewrites[1].match = "a\\nb\\"ä"' in shown
+    assert all(re.match(r"[a-z_\[\]0-9.]+ = ", line) for line in shown)
 
 
 # What routes do.
@@ -252,6 +324,16 @@ def test_files_that_programs_name(configured, place):
     server.wait_for_log("the route has no sendfile_root")
 
 
+@pytest.mark.parametrize("field", ["X-Accel-Redirect", "Location"])
+@pytest.mark.parametrize("target", ["/../x", "/%zz", "/a%00"])
+def test_a_program_that_sends_nowhere_is_at_fault(configured, place, field, target):
+    text = f"#!/bin/sh\necho '{field}: {target}'\necho\n"
+    support.script(place / "cgi" / "away", text)
+    server = configured(ROUTE)
+    assert server.get("/cgi-bin/away").status == 502
+    server.wait_for_log(r"error \[.*\] 502 a redirect within the server: ")
+
+
 def test_headers(configured, place):
     support.script(place / "cgi" / "echo", ECHO)
     headers = 'headers = { X-Frame-Options = "DENY", x-powered-by = "", Server = "mine" }\n'
@@ -280,6 +362,46 @@ def test_error_pages(configured, place):
     server.wait_for_access('"GET /cgi-bin/nosuch HTTP/1.1" 404 ')
 
 
+def test_an_error_page_is_whole_whatever_the_client_has(configured, place):
+    (place / "site" / "404.html").write_text("<p>nothing here")
+    server = configured(
+        '[[routes]]\npath = "/"\nroot = "site"\nerror_pages = { 404 = "/404.html", 405 = "/404.html" }\n'
+    )
+    tag = server.get("/nosuch").headers["ETag"]
+    late = "Fri, 01 Jan 2038 00:00:00 GMT"
+    for headers in ({"If-None-Match": tag}, {"If-Modified-Since": late}, {"If-Match": '"x"'}, {"Range": "bytes=0-1"}):
+        answer = server.get("/nosuch", headers=headers)
+        assert (answer.status, answer.text) == (404, "<p>nothing here")
+        assert "Content-Range" not in answer.headers
+    answer = server.get("/404.html", method="POST", body=b"x")
+    assert (answer.status, answer.text, answer.headers["Allow"]) == (405, "<p>nothing here", "GET, HEAD")
+
+
+def test_who_is_not_let_in_gets_the_page_of_the_route(configured, place):
+    (place / "private" / "login.html").write_text("<p>come in")
+    (place / "site" / "secret").write_text("secret")
+    (place / "users").write_text("bob:$2y$05$" + "." * 53 + "\n")
+    server = configured(
+        '[clients.auth]\n"/site/" = "users"\n'
+        '[[routes]]\npath = "/site/"\nroot = "site"\nheaders = { X-Frame-Options = "DENY" }\n'
+        'error_pages = { 401 = "/open/login.html" }\n'
+        '[[routes]]\npath = "/open/"\nroot = "private"\ninternal = true\n'
+    )
+    answer = server.get("/site/secret")
+    assert (answer.status, answer.text) == (401, "<p>come in")
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+    assert server.get("/open/login.html").status == 404
+
+
+def test_try_files_send_to_a_directory_with_its_slash(configured, place):
+    (place / "site" / "below").mkdir()
+    (place / "site" / "below" / "index.html").write_text("<p>below")
+    server = configured('[[routes]]\npath = "/"\nroot = "site"\ntry_files = ["$path", "$path/", "=404"]\n')
+    answer = server.get("/below?a=b")
+    assert (answer.status, answer.headers["Location"]) == (301, "/below/?a=b")
+    assert server.get("/below/").text == "<p>below"
+
+
 def test_try_files(configured, place):
     support.script(place / "cgi" / "front", ECHO)
     support.script(place / "cgi" / "real.cgi", "#!/bin/sh\nprintf 'Content-Type: a/b\\n\\nreal'\n")
@@ -302,10 +424,22 @@ def test_a_loop_within_the_server_ends(configured):
     server.wait_for_log("the request was sent on within the server for the 11th time")
 
 
+def test_where_to_is_not_known_without_a_host(configured):
+    server = configured(
+        '[[routes]]\npath = "/"\nredirect = { to = "https://$host$uri" }\n'
+        '[[routes]]\npath = "/files/"\nroot = "site"\ntry_files = ["$path", "/$host"]\n'
+        '[[rewrites]]\nmatch = "^/old"\nto = "//$host/new"\nstatus = 301\n'
+    )
+    for path in (b"/", b"/old", b"/files/x"):
+        assert server.exchange(b"GET " + path + b" HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
 def test_http_is_sent_to_https(configured):
     server = configured(f"https_port = 8443\n{ROUTE}")
     answer = server.get("/cgi-bin/hello?a=b", headers={"Host": "some.example:80"})
     assert location(answer) == (308, "https://some.example:8443/cgi-bin/hello?a=b")
+    absolute = server.exchange(b"GET http://other.example/x?y HTTP/1.1\r\nHost: z\r\nConnection: close\r\n\r\n")
+    assert b"\r\nLocation: https://other.example:8443/x?y\r\n" in absolute
     assert server.exchange(b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
@@ -369,6 +503,25 @@ def test_a_trial_asks_each_program_and_pool(place):
 def test_a_trial_of_what_is_well(place):
     ended = checked("--cgi-dir", str(place / "cgi"))
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "all ran well")
+
+
+def test_a_trial_is_no_client_that_is_limited(place):
+    limits = '[clients]\nlimit_rate = "1/m"\nproxy_protocol = ["192.0.2.0/24"]\n'
+    support.script(place / "cgi" / "second", "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\n'\n")
+    (place / "users").write_text("bob:$2y$05$" + "." * 53 + "\n")
+    ended = checked("--config", str(write(place, limits + ROUTE + 'auth = "users"\nlimit_rate = "1/m"\n')))
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "all ran well")
+    assert len(re.findall(r"^  ran .*: 200 in ", ended.stdout, re.MULTILINE)) == 2
+
+
+def test_a_full_disk_for_the_pid_file_is_told_and_nothing_serves(place):
+    support.need_file("/dev/full")
+    path = write(place, f'[server]\nlisten = ["unix:s"]\npid_file = "/dev/full"\n{ROUTE}')
+    command = [sys.executable, "-m", "gateway", "--config", path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = "gateway: [server] pid_file /dev/full: No space left on device; make room, or name another\n"
+    assert (ended.returncode, ended.stderr) == (2, words)
+    assert not (place / "s").exists()
 
 
 def test_run_goes_with_check(place):

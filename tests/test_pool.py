@@ -290,7 +290,7 @@ def test_workers_are_renewed_by_memory(programs: Path) -> None:
 def test_a_request_that_takes_too_long_is_ended(programs: Path, kind: str, is_stopped: bool) -> None:
     """request_terminate_timeout ends the worker, even a stopped one; the others go on."""
     # Long enough to find the worker and stop it before.
-    limit = "3s" if is_stopped else "300ms"
+    limit = "3s" if is_stopped else "1s"
     more = ["--children", "2", "--set", f"request_terminate_timeout={limit}"]
     with running_pool(*more, *options(programs, kind)) as pool:
         pool.wait_for_workers(2)

@@ -228,3 +228,22 @@ def test_check_says_what_would_be_run(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.startswith(f"pool www: static, 5 workers at most, on unix:{tmp_path}/s\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        (["--", "php-cgi"], True),
+        (["--app", "wsgiref.simple_server:demo_app", "--runner", "flup-threaded"], True),
+        (["--app", "wsgiref.simple_server:demo_app"], False),
+    ],
+)
+def test_a_limit_that_nobody_can_see_passed_is_refused(more, refused):
+    """Below a second the age of a connection says nothing about its request; our own runtime tells of each."""
+    options = ["--check", "--listen", "unix:/tmp/none", "--set", "request_terminate_timeout=500ms", *more]
+    ended = subprocess.run(
+        [sys.executable, "-m", "fcgi_pool", *options], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert ("request_terminate_timeout = 0.5: less than 1 s" in ended.stderr) == refused, ended.stderr
+    if refused:
+        assert ended.returncode == 2

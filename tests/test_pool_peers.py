@@ -42,7 +42,7 @@ def short_directory():
 
 
 @contextlib.contextmanager
-def running_front(*options):
+def running_front(*options, config=None):
     """A front with pools of its own: at the end no process below it is left, and no socket of theirs."""
     with short_directory() as directory:
         spool = directory / "spool"
@@ -50,7 +50,7 @@ def running_front(*options):
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         # The directory of the sockets, too.
         env = {"TMPDIR": str(spool), "PATH": path}
-        server = support.start_server(*options, temp_dir=spool, env=env, wait=False)
+        server = support.start_server(*options, config=config, temp_dir=spool, env=env, wait=False)
         try:
             server.wait_for_log("^gateway: ready")
             server.port = int(server.wait_for_log(r"listening on http://127.0.0.1:(\d+)/")[1])

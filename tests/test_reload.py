@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, clients_of, descriptors_at, request, serve, tcp_sockets, workers_of
+from tests.reload_support import Load, Neighbours, clients_of, descriptors_at, request, serve, tcp_sockets, workers_of
 
 __all__ = ["serve"]
 
@@ -109,7 +109,7 @@ def test_a_pool_that_does_not_start_leaves_all_as_it_was(serve, tmp_path):
         served.pool = f'status_listen = "unix:{tmp_path}/status"'
         served.write()
         start = served.signal(signal.SIGHUP)
-        served.errors.wait_for("not reloaded, all stays as it was: pool app did not start", start=start)
+        served.errors.wait_for(r"not reloaded, all stays as it was: pools\.app\.status_listen = .* in use", start=start)
     assert served.ask("/app/?x")[1:] == [pid, "-"] or served.ask("/app/?x")[2] == "-"
 
 
@@ -298,21 +298,74 @@ def test_a_pool_that_is_not_changed_stays_and_one_that_is_is_replaced(serve):
     misbehaviour.wait_for(lambda: len(support.children(served.master)) == 3)
 
 
-def test_a_pool_with_an_address_of_its_own_stays_or_is_not_changed(serve):
+def test_a_pool_with_an_address_of_its_own_is_changed(serve):
+    """Nobody is refused there, neither who comes through the front nor another web server, and the address stays."""
+    served = serve(has_pool=True, pool="")
+    path = served.sockets / "own"
+    own = f'listen = "unix:{path}"\nlisten_mode = "0666"\nstatus_listen = "unix:{path}-status"\n'
+    served.pool = own + 'env = { WORD = "first" }'
+    served.reload()
+    before = os.stat(path).st_ino
+    load = Load(served.server.port)
+    with Neighbours(str(path)) as others:
+        for keep in (True, False):
+            load.start("/app/", keep)
+        for number in range(3):
+            word = f"word{number}"
+            served.pool = own + f'env = {{ WORD = "{word}" }}'
+            served.reload()
+            others.wait_for(word)
+            misbehaviour.wait_for(lambda word=word: served.ask("/app/?x")[2] == word)
+        load.end()
+    assert not others.failures
+    assert not load.failures
+    assert os.stat(path).st_ino == before
+    assert os.stat(path).st_mode & 0o777 == 0o666
+    # One manager is left, with the worker and its spawner.
+    misbehaviour.wait_for(lambda: len(support.children(served.master)) == 3)
+    # What the socket is like may change, too; and it goes when nobody has it any more.
+    served.pool = f'listen = "unix:{path}"\n'
+    served.reload()
+    assert os.stat(path).st_mode & 0o777 == 0o660
+    misbehaviour.wait_for(lambda: not (served.sockets / "own-status").exists())
+    served.pool = ""
+    served.reload()
+    misbehaviour.wait_for(lambda: not path.exists())
+    assert served.ask("/app/?x")[2] == "-"
+
+
+def test_a_change_that_comes_to_nothing_leaves_the_address(serve, tmp_path):
     served = serve(has_pool=True, pool="")
     own = f'listen = "unix:{served.sockets}/own"\n'
     served.pool = own
     served.reload()
     pid = served.ask("/app/?x")[1]
-    served.word = "second"
-    served.reload()
-    assert len(re.findall("pool app: 2 ×", served.errors.text)) == 2
-    served.pool = own + 'env = { WORD = "new" }'
-    served.write()
-    start = served.signal(signal.SIGHUP)
-    served.errors.wait_for(r"not reloaded, all stays as it was: pool app is changed, .* listens on unix:", start=start)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "status"))
+        other.listen()
+        served.pool = own + f'status_listen = "unix:{tmp_path}/status"\n'
+        served.write()
+        start = served.signal(signal.SIGHUP)
+        served.errors.wait_for(r"not reloaded, all stays as it was: pools\.app\.status_listen = .* in use", start=start)
+    assert (served.sockets / "own").exists()
     assert served.ask("/app/?x")[2] == "-"
     assert not misbehaviour.has_ended(int(pid))
+
+
+def test_a_manager_that_is_killed_gets_the_same_socket_again(serve):
+    served = serve(has_pool=True, pool="")
+    path = served.sockets / "own"
+    served.pool = f'listen = "unix:{path}"\n'
+    served.reload()
+    misbehaviour.wait_for(lambda: len(support.children(served.master)) == 3)
+    before = os.stat(path).st_ino
+    (manager,) = [pid for pid in support.children(served.master) if "fcgi_pool" in support.command(pid)]
+    with socket.socket(socket.AF_UNIX) as waiting:
+        os.kill(manager, signal.SIGKILL)
+        misbehaviour.wait_until_gone(manager)
+        waiting.connect(str(path))
+    assert served.ask("/app/?x")[2] == "-"
+    assert os.stat(path).st_ino == before
 
 
 def test_a_pool_is_added_and_removed(serve):
@@ -436,3 +489,29 @@ def test_clients_are_told_apart(serve):
         assert client.getsockname()[1] in clients_of(worker)
         assert descriptors_at(worker)
         assert tcp_sockets()
+
+
+def test_a_reload_reads_the_file_of_that_name_where_the_directory_was_replaced(tmp_path):
+    release, spool = tmp_path / "release", tmp_path / "spool"
+    spool.mkdir()
+    for directory, word in ((release, "first"), (tmp_path / "next", "second")):
+        directory.mkdir()
+        (directory / "index.html").write_text(word)
+        text = '[server]\nlisten = ["127.0.0.1:0"]\nworkers = 1\n[[routes]]\npath = "/"\nroot = "."\n'
+        (directory / "gateway.toml").write_text(text)
+    server = support.start_server(
+        config=Path("gateway.toml"),
+        temp_dir=spool,
+        prefix=["sh", "-c", f'cd {release} && exec "$@"', "sh"],
+        env={"PYTHONPATH": str(support.ROOT)},
+    )
+    try:
+        assert server.get("/").text == "first"
+        release.rename(tmp_path / "before")
+        (tmp_path / "next").rename(release)
+        start = len(server.errors.text)
+        os.kill(server.pid, signal.SIGHUP)
+        server.errors.wait_for(r"^gateway: reloaded|not reloaded", start=start)
+        assert server.get("/").text == "second"
+    finally:
+        server.finish()

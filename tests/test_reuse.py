@@ -416,3 +416,9 @@ def test_a_body_for_which_there_is_no_room(reuse):
     server.wait_for_log(r"script \[.*\] sum\.py\[-\]: there is no room for the request's body: File too large$")
     assert get(server, "sum", method="POST", body=b"x") == f"{hashlib.sha256(b'x').hexdigest()}  -\n"
     assert get(server, "pid") == pid
+
+
+def test_what_programs_of_a_script_say_is_logged(reuse):
+    server = reuse(tells="import os; os.system('echo from a program >&2'); print('done')")
+    assert get(server, "tells") == "done\n"
+    server.wait_for_log(r"worker \d+ says: from a program$")

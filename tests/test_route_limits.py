@@ -22,7 +22,7 @@ PLAIN = AT.format("plain") + CGI
 
 @pytest.fixture(autouse=True)
 def programs(tmp_path, gate):
-    gated = f"#!/bin/sh\nread line <{gate.path}\nprintf 'Content-Type: text/plain\\n\\nlet go'\n"
+    gated = f"#!/bin/sh\necho is gated >&2\nread line <{gate.path}\nprintf 'Content-Type: text/plain\\n\\nlet go'\n"
     for name, text in [("fine", FINE), ("echo", ECHO), ("floods", FLOODS), ("waits", WAITS), ("gated", gated)]:
         misbehaviour.program(tmp_path / "cgi" / name, text)
 
@@ -265,7 +265,7 @@ def test_requests_at_once_of_one_client(configured, gate):
     with client(server) as one, client(server) as two:
         for sock in (one, two):
             sock.sendall(request("/few/gated", close=True))
-        misbehaviour.wait_for(lambda: status(ask(server, request("/few/fine", close=True))) == 429)
+        server.wait_for_log(r"is gated[\s\S]*is gated")
         got = ask(server, request("/few/fine", close=True))
         assert (status(got), b"\r\nRetry-After: 1\r\n" in got) == (429, True)
         assert status(ask(server, request("/plain/fine", close=True))) == 200

@@ -236,7 +236,8 @@ def test_a_watchdog_of_another_process_is_not_ours(serve, manager, tmp_path):
     assert not any("WATCHDOG" in message for message in manager.told)
 
 
-def test_the_units_are_what_systemd_takes(tmp_path):
+@pytest.mark.parametrize("drop_ins", [[], ["users.conf"]])
+def test_the_units_are_what_systemd_takes(tmp_path, drop_ins):
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     for name in ("gateway.service", "gateway.socket"):
@@ -244,6 +245,9 @@ def test_the_units_are_what_systemd_takes(tmp_path):
         # What it runs need not be installed here.
         text = re.sub(r"^(ExecStart\w*)=\S+", rf"\1={sys.executable}", text, flags=re.MULTILINE)
         (tmp_path / name).write_text(text)
+    (tmp_path / "gateway.service.d").mkdir()
+    for drop_in in drop_ins:
+        shutil.copy(support.ROOT / "examples" / "systemd" / drop_in, tmp_path / "gateway.service.d")
     checked = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", tmp_path / "gateway.service", tmp_path / "gateway.socket"],
         capture_output=True,
@@ -251,5 +255,5 @@ def test_the_units_are_what_systemd_takes(tmp_path):
         timeout=support.PATIENCE,
         check=False,
     )
-    ours = [line for line in checked.stderr.splitlines() if "gateway." in line]
+    ours = [line for line in checked.stderr.splitlines() if "gateway." in line or "users.conf" in line]
     assert not ours, checked.stderr

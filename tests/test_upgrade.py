@@ -6,12 +6,13 @@ import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import misbehaviour, support
-from tests.reload_support import Load, request, serve, workers_of
+from tests.reload_support import Load, Neighbours, request, serve, workers_of
 from tests.test_reload import free_port
 
 __all__ = ["serve"]
@@ -108,6 +109,17 @@ def test_new_code_that_is_broken_leaves_the_old_serving(serve, code, text):
     served.word = "second"
     served.reload()
     assert served.ask()[2] == "second"
+
+
+def test_an_interpreter_that_was_removed_leaves_the_old_serving(serve, tmp_path):
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(sys.executable)
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    served = serve(prefix=["sh", "-c", f"shift; exec {interpreter} \"$@\"", "sh"], env=environment)
+    interpreter.unlink()
+    start = served.signal(signal.SIGUSR2)
+    served.errors.wait_for(f"upgrade failed: there is no {interpreter} any more; this program goes on", start=start)
+    assert served.ask()[2] == "first"
 
 
 def test_a_configuration_that_is_wrong_leaves_the_old_serving(serve, tmp_path):
@@ -209,3 +221,42 @@ def test_upgrades_under_load_lose_nothing(serve):
         load.wait_for(count + 300)
     load.end()
     assert not load.failures
+
+
+def test_a_pool_with_an_address_of_its_own_stays_reachable(serve):
+    served = serve(has_pool=True, pool="")
+    path = served.sockets / "own"
+    own = f'listen = "unix:{path}"\nstatus_listen = "unix:{path}-status"\n'
+    served.pool = own + 'env = { WORD = "first" }'
+    served.reload()
+    before = os.stat(path).st_ino
+    load = Load(served.server.port)
+    with Neighbours(str(path)) as others:
+        for keep in (True, False):
+            load.start("/app/", keep)
+        for word in ("second", "third"):
+            served.pool = own + f'env = {{ WORD = "{word}" }}'
+            served.write()
+            served.upgrade()
+            others.wait_for(word)
+            assert served.ask("/app/?x")[2] == word
+        load.end()
+    assert not others.failures
+    assert not load.failures
+    assert os.stat(path).st_ino == before
+
+
+def test_a_new_program_that_fails_leaves_the_address_of_a_pool(serve, tmp_path):
+    served = serve(has_pool=True, pool="")
+    path = served.sockets / "own"
+    served.pool = own = f'listen = "unix:{path}"\n'
+    served.reload()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "status"))
+        other.listen()
+        served.pool = own + f'status_listen = "unix:{tmp_path}/status"\n'
+        served.write()
+        start = served.signal(signal.SIGUSR2)
+        served.errors.wait_for("upgrade failed: .* exit status 1", start=start)
+    assert path.exists()
+    assert served.ask("/app/?x")[2] == "-"

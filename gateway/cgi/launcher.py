@@ -1,21 +1,18 @@
-"""The front's side of the spawner: who may start now, who waits in line, and what became of each program."""
+"""The front's side of the spawners: who may start now, who waits in line, and what became of each program."""
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import errno
-import os
-import signal
+import functools
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway.cgi import wire
-from gateway.cgi.process import groups_at, signal_group
-from gateway.cgi.roll import Roll
+from gateway.cgi.link import Link
 
 # Programs started within the last moment, at once. Most programs live some milliseconds, nearly all of it on a CPU;
 # more of them at the same time only take turns, and all end late. Started one after the other, each ends early, and
@@ -24,13 +21,13 @@ from gateway.cgi.roll import Roll
 _YOUNG = 4
 _MOMENT = 0.004
 
-# Too many descriptors in flight, for a user's processes together (unix(7)), or no memory: tried again, in seconds.
-_FOR_NOW = frozenset((errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM))
-_RETRY = 0.05
-
 
 class Program(Protocol):
     """A run of a program as the launcher sees it."""
+
+    @property
+    def spawner(self) -> int:
+        """The number of the spawner that is to start it."""
 
     def launch(self) -> None:
         """A place is free: make the descriptors and call `Launcher.start`."""
@@ -39,7 +36,7 @@ class Program(Protocol):
         """It runs, for longer than a moment."""
 
     def not_started(self, phase: str, error: int) -> None:
-        """The start failed in ``chdir`` or ``exec``, for errno `error`."""
+        """The start failed in ``chdir``, ``exec`` or ``limits``, for errno `error`."""
 
     def is_cold(self, why: str) -> None:
         """It was to be run warm, and is started cold."""
@@ -58,21 +55,34 @@ class Program(Protocol):
 
 
 class Launcher:
-    """Starts programs through the spawner, `places` at once; more wait, first come first served."""
+    """Starts programs, `places` at once; more wait, first come first served, whichever of the `spawners` is theirs.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, roll: Roll, places: int, max_waiting: int) -> None:
+    `came`: a spawner is ready. `left`: told the number of a spawner that died, and the inodes of the pipes of programs
+    that it may have left.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        spawners: int,
+        places: int,
+        max_waiting: int,
+        came: Callable[[], None],
+        left: Callable[[int, set[int]], None],
+    ) -> None:
         self._loop = loop
         self._places = places
         self._max_waiting = max_waiting
-        self._channel: socket.socket | None = None
-        self._roll = roll
+        self._came = came
+        self._left = left
+        self._links = [
+            Link(loop, self._has_come, self._told, functools.partial(self._lost, number)) for number in range(spawners)
+        ]
         self._running: dict[int, Program] = {}
         self._waiting: deque[Program] = deque()
-        self._outbox: deque[tuple[int, bytes, list[int]]] = deque()
         self._last_id = 0
         self._young: dict[int, float] = {}  # run id: when it was started, the oldest first
         self._recheck: asyncio.TimerHandle | None = None
-        self._buffer = memoryview(bytearray(wire.MESSAGE_LIMIT))
 
     def __repr__(self) -> str:
         return f"<Launcher: {len(self._running)} running, {len(self._waiting)} waiting>"
@@ -82,13 +92,14 @@ class Launcher:
         """Whether no program runs or waits."""
         return not self._running and not self._waiting
 
-    def connect(self, channel: socket.socket) -> None:
+    @property
+    def is_ready(self) -> bool:
+        """Whether all spawners start programs."""
+        return all(link.is_ready for link in self._links)
+
+    def connect(self, spawner: int, channel: socket.socket) -> None:
         """Take the channel to a spawner, the first one or one in place of one that died."""
-        self._disconnect()
-        channel.setblocking(False)
-        self._channel = channel
-        self._loop.add_reader(channel.fileno(), self._read)
-        self._admit()
+        self._links[spawner].connect(channel)
 
     def submit(self, program: Program) -> bool:
         """Launch `program`, now or when it is its turn; return False if too many wait already."""
@@ -121,57 +132,21 @@ class Launcher:
         self._running[self._last_id] = program
         self._young[self._last_id] = time.monotonic()
         message = wire.encode_start((self._last_id, path, directory, environment, group_ends, warm))
-        self._send(self._last_id, message, descriptors)
+        self._links[program.spawner].send(self._last_id, message, descriptors)
         return self._last_id
 
     def terminate(self, run_id: int) -> None:
         """End a run: TERM to its process group, later KILL."""
-        if run_id in self._running:
-            self._send(run_id, wire.encode_end(run_id), [])
+        program = self._running.get(run_id)
+        if program:
+            self._links[program.spawner].send(run_id, wire.encode_end(run_id), [])
 
-    def _send(self, run_id: int, message: bytes, descriptors: list[int]) -> None:
-        self._outbox.append((run_id, message, descriptors))
-        if len(self._outbox) == 1:
-            self._flush()
+    def _has_come(self) -> None:
+        self._came()
+        self._admit()
 
-    def _flush(self) -> None:
-        channel = self._channel
-        while self._outbox and channel:
-            run_id, message, descriptors = self._outbox[0]
-            try:
-                if descriptors:
-                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-                    channel.sendmsg((message,), rights)
-                else:
-                    channel.send(message)
-            except BlockingIOError:
-                self._loop.add_writer(channel.fileno(), self._flush)
-                return
-            except OSError as error:
-                if error.errno in _FOR_NOW:
-                    self._loop.call_later(_RETRY, self._flush)
-                    return
-                if error.errno != errno.EMSGSIZE:
-                    return  # the spawner died; the reader learns it too, and tells everyone
-                self._loop.call_soon(self._tell, ("failed", run_id, "exec", errno.E2BIG))
-            self._outbox.popleft()
-            for descriptor in descriptors:
-                os.close(descriptor)
-        if channel:
-            self._loop.remove_writer(channel.fileno())
-
-    def _read(self) -> None:
-        assert self._channel
-        try:
-            length = self._channel.recv_into(self._buffer)
-        except BlockingIOError:
-            return
-        except OSError:
-            length = 0
-        if not length:
-            self._disconnect()
-            return
-        for event in wire.decode_events(self._buffer[:length]):
+    def _told(self, events: list[wire.Event]) -> None:
+        for event in events:
             try:
                 self._tell(event)
             except Exception as error:
@@ -200,10 +175,21 @@ class Launcher:
 
     def _admit(self) -> None:
         """Launch those whose turn it is."""
-        while self._waiting and self._channel and len(self._running) < self._places:
+        while self._waiting and len(self._running) < self._places:
             if len(self._young) >= _YOUNG and not self._outgrown():
                 return
-            self._waiting.popleft().launch()
+            program = self._take_next()
+            if program is None:
+                return
+            program.launch()
+
+    def _take_next(self) -> Program | None:
+        """Take the first in line whose spawner is there, out of it."""
+        for program in self._waiting:
+            if self._links[program.spawner].is_ready:
+                self._waiting.remove(program)
+                return program
+        return None
 
     def _outgrown(self) -> bool:
         """Return whether the oldest of the young is young no more; if it still is, look again when it is not."""
@@ -220,23 +206,11 @@ class Launcher:
         self._recheck = None
         self._admit()
 
-    def _disconnect(self) -> None:
-        """The spawner is gone: end what it leaves, tell every run, and wait for another one."""
-        if not self._channel:
-            return
-        self._loop.remove_reader(self._channel.fileno())
-        self._loop.remove_writer(self._channel.fileno())
-        self._channel.close()
-        self._channel = None
-        for _, _, descriptors in self._outbox:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        self._outbox.clear()
-        # The roll lacks at most the one that was started last, if that very one killed the spawner.
-        pipes = set().union(*(program.pipes() for program in self._running.values()))
-        for pid in {*self._roll.clear(), *(groups_at(pipes) if pipes else ())}:
-            signal_group(pid, signal.SIGKILL)
-        self._young.clear()
-        running, self._running = self._running, {}
-        for program in running.values():
+    def _lost(self, spawner: int) -> None:
+        """A spawner is gone: have the master end what it leaves, tell every run, and wait for another one."""
+        lost = {run_id: program for run_id, program in self._running.items() if program.spawner == spawner}
+        self._left(spawner, set().union(*(program.pipes() for program in lost.values())))
+        for run_id, program in lost.items():
+            del self._running[run_id]
+            self._young.pop(run_id, None)
             program.lost()

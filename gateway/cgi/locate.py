@@ -25,6 +25,9 @@ def locate(
         path = path + b"/" + segment
         try:
             mode = (os.stat if follow_links else os.lstat)(path).st_mode
+        except PermissionError:
+            words = f"{os.fsdecode(path)}: the server's user may not search its directory: chmod +x for that"
+            return Fault(403, words)
         except OSError as error:
             return Fault(404, f"{os.fsdecode(path)}: {error.strerror}")
         if stat.S_ISDIR(mode):

@@ -27,14 +27,15 @@ def signal_group(pid: int, number: int) -> None:
 def groups_at(pipes: set[int]) -> set[int]:
     """Return the process groups, other than our own, of which a process has one of `pipes` as its stdout or stderr.
 
-    `pipes` are inodes, as fstat(2) tells them.
+    `pipes` are inodes, as fstat(2) tells them. Processes that may not be looked at are left out.
     """
+    wanted = {f"pipe:[{inode}]" for inode in pipes}
     found = set()
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             for descriptor in ("1", "2"):
                 try:
-                    if os.stat(f"/proc/{name}/fd/{descriptor}").st_ino in pipes:
+                    if os.readlink(f"/proc/{name}/fd/{descriptor}") in wanted:
                         found.add(os.getpgid(int(name)))
                 except OSError:
                     pass

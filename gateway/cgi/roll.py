@@ -1,8 +1,8 @@
-"""The pids of running programs, in memory that a worker and its spawner share.
+"""The pids of running programs, in memory that a spawner and the master share.
 
 The spawner alone signals and reaps. But if it is killed, somebody must end what it started, and a message about a
 program that has just been started may never have been sent. Here the spawner writes each pid at its start, which costs
-no system call, and the worker reads them when the spawner is gone.
+no system call, and the master reads them when the spawner is gone: it may signal, where the worker is another user.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Roll:
 
     def clear(self) -> list[int]:
         """Return the pids that are noted, and strike them out: the spawner that noted them is gone."""
-        pids = [pid for (pid,) in _PID.iter_unpack(self._memory[:]) if pid]
+        # What programs of the same user might have written there is no pid of a group.
+        pids = [pid for (pid,) in _PID.iter_unpack(self._memory[:]) if pid > 1]
         self._memory[:] = bytes(len(self._memory))
         return pids

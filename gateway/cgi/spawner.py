@@ -1,9 +1,13 @@
-"""The only process that starts, ends and reaps CGI programs; one per front worker.
+"""The only process that starts, ends and reaps CGI programs; one for each front worker and confinement.
 
 Some facts about starting a process. posix_spawn stalls its caller until the program's image is loaded, some 0.3 ms;
 so it is not done where requests are read. A child between its start and its exec shares the caller's memory, so the
-caller is small and does nothing else. Only the parent of a process may reap it, and until it has, the pid cannot be
-given to another process; so the process that reaps is the one that signals, and never one that it has reaped.
+caller is small and does nothing else. It cannot set limits: those that this process must not have itself are given to
+the program right after its exec, when it may have run for a moment; a fork in its place takes several times as long.
+What the program has forked in this moment has the limits that this process has, and the soft one of CPU time.
+
+Only the parent of a process may reap it, and until it has, the pid cannot be given to another process; so the process
+that reaps is the one that signals, and never one that it has reaped.
 """
 
 from __future__ import annotations
@@ -28,18 +32,31 @@ from gateway.cgi.warm.keeper import CARE, Begun, Cold, Keeper, WarmMount
 _ANNOUNCE_AFTER = 0.05
 # All at their defaults in a program. They are already, but where glibc is not told, it asks for each.
 _SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+# The kernel's number of a limit, soft and hard limit.
+Limit = tuple[int, int, int]
 _RIGHTS_SPACE = socket.CMSG_SPACE(3 * 4)  # stdin, stdout, stderr
 
 
 class Spawner:
     """Serves one front worker over `channel`; ends everything it started when the worker is gone.
 
-    `roll`: where the pids of what runs are noted, for the worker, should the spawner be killed.
+    `roll`: where the pids of what runs are noted, for the master, should the spawner be killed.
     `kill_timeout`: seconds from TERM to KILL. `warm`: the mounts whose scripts are run warm, by their number.
+    `limits`: those of each program that this process does not have itself.
     """
 
-    def __init__(self, channel: socket.socket, roll: Roll, kill_timeout: float, warm: Mapping[int, WarmMount]) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        roll: Roll,
+        kill_timeout: float,
+        warm: Mapping[int, WarmMount],
+        limits: tuple[Limit, ...] = (),
+    ) -> None:
         self._roll = roll
+        self._limits = limits
+        self._cpu = next((soft for kind, soft, _ in limits if kind == resource.RLIMIT_CPU), 0)
+        self._cpu_before = resource.getrlimit(resource.RLIMIT_CPU)
         self._channel = channel
         self._kill_timeout = kill_timeout
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -61,7 +78,11 @@ class Spawner:
         self._signals = _catch_signals()
         os.umask(0o022)
         if self._warm:
-            self._keeper = Keeper(self._warm, _start_interpreter, self._begun, self._start_held, self._was_cold)
+            self._keeper = Keeper(
+                self._warm, _start_interpreter, self._limit, self._begun, self._start_held, self._was_cold
+            )
+        with contextlib.suppress(OSError):  # the worker has gone; that is read, too
+            self._channel.send(wire.encode_events([]))
         poll = self._poll
         poll.register(self._channel, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
@@ -157,6 +178,7 @@ class Spawner:
             if were_lost:
                 # The kernel drops descriptors that our table has no room for (unix(7)).
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            self._lend_cpu_limit()
             stdin = descriptors[-3] if len(descriptors) > 2 else self._null
             os.chdir(directory)
             phase = "exec"
@@ -172,13 +194,41 @@ class Spawner:
                 setsid=True,
                 setsigdef=_SIGNALS,
             )
+            if self._limits:
+                phase = "limits"
+                self._limit_or_end(pid)
         except OSError as error:
             self._events.append(("failed", start[0], phase, error.errno or 0))
         else:
             self._begun(start, pid)
         finally:
+            self._take_cpu_limit_back()
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def _lend_cpu_limit(self) -> None:
+        """Have the soft limit of CPU time while a program is started, which has it from its first instruction then."""
+        if self._cpu:
+            resource.setrlimit(resource.RLIMIT_CPU, (self._cpu, self._cpu_before[1]))
+
+    def _take_cpu_limit_back(self) -> None:
+        """Have it no longer: it counts what this process has used in all its life. The signal for it does nothing."""
+        if self._cpu:
+            resource.setrlimit(resource.RLIMIT_CPU, self._cpu_before)
+
+    def _limit(self, pid: int) -> None:
+        """Limit a program that was just started, or a child of a warm interpreter before its request; raise OSError."""
+        for kind, soft, hard in self._limits:
+            resource.prlimit(pid, kind, (soft, hard))
+
+    def _limit_or_end(self, pid: int) -> None:
+        """Limit a program, or have it end and raise OSError: one that has become another user by a set-user-id bit."""
+        try:
+            self._limit(pid)
+        except PermissionError:
+            signal_group(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def _begun(self, start: wire.Start, pid: int) -> None:
         """A run has its process."""
@@ -326,7 +376,7 @@ def _catch_signals() -> socket.socket:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, _do_nothing)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGXCPU):
         signal.signal(number, _do_nothing)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return reading

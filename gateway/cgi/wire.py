@@ -2,7 +2,8 @@
 
 Both are children of one master and run the same interpreter, so marshal, the fastest codec there is, is safe here.
 Worker to spawner: a `Start` with the descriptors stdin (absent: /dev/null), stdout, stderr; or the id of a run to be
-ended, as an int. Spawner to worker: a list of events, several at once under load.
+ended, as an int. Spawner to worker: a list of events, several at once under load; the first list is empty, and says
+that the spawner is ready.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import cast
 # and the number of the mount by whose warm interpreters it is run, or COLD.
 Start = tuple[int, bytes, bytes, dict[bytes, bytes], bool, int]
 COLD = -1
-# ("started", id, pid) · ("failed", id, "chdir" or "exec", errno)
+# ("started", id, pid) · ("failed", id, "chdir", "exec" or "limits", errno)
 # ("ended", id, pid, wait status, CPU seconds, peak memory in bytes)
 # ("cold", id, why): it was to be run warm, and is started cold · ("unfit", id, why): so it is not started at all
 Event = (

@@ -12,8 +12,9 @@ from typing import Any
 from fcgi_pool.config import ConfigError, flattened, key_of, read_pool, seconds
 from fcgi_pool.listener import Address, AddressError
 from gateway.cgi.variables import mount_variables
-from gateway.cgi.warm.reuse import pool_command, recipes_below
+from gateway.cgi.warm.reuse import CATCHING, pool_command, recipes_below
 from gateway.clients.settings import ClientSettings
+from gateway.config.confine import Confiner, confined_pool
 from gateway.config.errors import Mistake, Where
 from gateway.config.keys import Document
 from gateway.config.keys import Rewrite as RewriteKeys
@@ -21,15 +22,25 @@ from gateway.config.keys import Route as RouteKeys
 from gateway.config.limits import read_value as _read
 from gateway.config.limits import route_auth, route_limits, server_limits, timeouts
 from gateway.config.limits import within as _within
+from gateway.config.rules import (
+    as_key,
+    check_belonging,
+    check_hosts,
+    check_names,
+    check_target,
+    checked_env,
+    checked_error_pages,
+    checked_headers,
+    workers,
+)
 from gateway.fastcgi.backend import resolve
 from gateway.fastcgi.tokens import MOST
 from gateway.http.limits import Limits
-from gateway.http.reader import reader_class
 from gateway.limit_options import client_settings
 from gateway.options import DEFAULT_LISTEN
-from gateway.places import directory_trouble, prefix_trouble
+from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
-from gateway.privileges import Account, UnknownAccount, account_of, for_account
+from gateway.privileges import for_account, for_worker
 from gateway.settings import (
     CgiMount,
     FastCgiMount,
@@ -50,13 +61,8 @@ from gateway.tls.certificates import TlsError
 from gateway.tls.options import VERIFY, VERSIONS, check, plain
 from gateway.usage import UsageError
 
-_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
 _METHOD = re.compile(r"[A-Z]+")
-_FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9_+-]+")
-_MODULE = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::)\w+)*", re.ASCII)
 _SENT = (301, 302, 303, 307, 308)
 # Keys of a pool that its manager is told by other means.
 _NO_DIRECTIVES = ("command", "app", "listen", "max_children", "env")
@@ -83,6 +89,7 @@ class _Builder:
         server = document.server
         if not document.routes:
             raise Mistake(("routes",), 'nothing would be served; write [[routes]] with path = "/cgi-bin/", say')
+        self._confiner = Confiner(server, self._path)
         self._limits, self._times = server_limits(server), timeouts(server)
         for name, table in document.pools.items():
             self._pools[name] = self._pool(("pools", name), name, table)
@@ -93,23 +100,29 @@ class _Builder:
             routes.append(self._route(where, keys))
             if keys.authorizer:
                 asked = self._server((*where, "authorizer"), keys.authorizer, routes[-1].prefix, 0)
-                authorizers.append(FastCgiMount(routes[-1].prefix, asked, _env((*where, "env"), keys.env)))
+                authorizers.append(FastCgiMount(routes[-1].prefix, asked, checked_env((*where, "env"), keys.env)))
         self._refuse_same(routes)
-        account = _account(document)
+        account = self._confiner.account
         tls = self._tls(document)
         texts = server.listen if server.listen is not None else ([] if tls and tls.listen else [DEFAULT_LISTEN])
-        listen = plain([_address(("server", "listen", at), text) for at, text in enumerate(texts)], tls)
+        listen = plain(self._listen(texts, is_needed=not (tls and tls.listen)), tls)
         return Settings(
             listen=listen,
             clients=self._clients(document, (*listen, *(tls.listen if tls else ()))),
             routes=tuple(routes),
             rewrites=tuple(_rewrite(("rewrites", at), rule) for at, rule in enumerate(document.rewrites)),
             https_port=_within(("server", "https_port"), server.https_port, 0, 65_535),
-            pools=tuple(for_account(pool, account) for pool in (*self._pools.values(), *self._more)),
+            pools=tuple(
+                for_worker(pool, account)
+                for pool in (
+                    *(for_account(pool, account, server.no_new_privileges) for pool in self._pools.values()),
+                    *self._more,
+                )
+            ),
             account=account,
             no_new_privileges=server.no_new_privileges,
             authorizers=tuple(authorizers),
-            workers=_within(("server", "workers"), server.workers or len(os.sched_getaffinity(0)), 1, 1024),
+            workers=workers(server.workers),
             http=_installed("http", server.http, ("auto", "httptools", "h11")),
             loop=_installed("loop", server.loop, ("auto", "uvloop", "asyncio")),
             debug=server.debug,
@@ -126,13 +139,49 @@ class _Builder:
             are_of_file=True,
         )
 
+    def _listen(self, texts: list[str], *, is_needed: bool) -> list[Address]:
+        found: list[Address] = []
+        for at, text in enumerate(texts):
+            address = _address(("server", "listen", at), self._whole(text))
+            if address in found and (address.path or address.port):
+                raise Mistake(("server", "listen", at), f"{text!r} is there twice; give each one once")
+            found.append(address)
+        if is_needed and not found:
+            raise Mistake(("server", "listen"), "empty: nobody could come; without the key it is 127.0.0.1:8000, and "
+                          "what systemd gives is served in any case")  # fmt: skip
+        return found
+
     def _path(self, text: str) -> str:
         return os.path.normpath(os.path.join(self._directory, os.path.expanduser(text)))
 
+    def _whole(self, text: str) -> str:
+        """Return an address whose path, if it is one of a Unix socket, begins at the root."""
+        kind, _, path = text.partition(":")
+        return f"unix:{self._path(path)}" if kind == "unix" and path else text
+
+    def _whole_pool(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a pool's keys with whole paths: of its program where it is named by one, not found in PATH."""
+        found = dict(table)
+        for key, value in table.items():
+            name = key_of(key)
+            if name == "command" and isinstance(value, list) and value and "/" in str(value[0]):
+                found[key] = [self._path(str(value[0])), *value[1:]]
+            elif not isinstance(value, str) or not value:
+                continue
+            elif name in ("listen", "status_listen"):
+                found[key] = self._whole(value)
+            elif (
+                (name == "python" and "/" in value)
+                or (name == "slowlog" and value != "-")
+                or (name == "chdir" and "chroot" not in table)
+            ):
+                found[key] = self._path(value)
+        return found
+
     def _temp_dir(self, text: str) -> str:
         path = self._path(text) if text else ""
-        if path and not (os.path.isdir(path) and os.access(path, os.W_OK)):
-            raise Mistake(("server", "temp_dir"), f"{path} is no directory that can be written to; create it")
+        if path and (trouble := spool_trouble(path)):
+            raise Mistake(("server", "temp_dir"), f"{path}: {trouble}")
         return path
 
     def _tls(self, document: Document) -> Tls | None:
@@ -173,25 +222,28 @@ class _Builder:
                 "min_body_rate", "min_send_rate", "real_ip_header", "auth_realm",
             )
         }  # fmt: skip
-        _within(("clients", "limit_status"), keys.limit_status, 429, 503)
+        if keys.limit_status not in (429, 503):
+            raise Mistake(("clients", "limit_status"), f"{keys.limit_status}: write 429 or 503")
         window = _read(("clients", "rate_window"), seconds, keys.rate_window)
         auth = [f"{prefix}={self._path(file)}" for prefix, file in keys.auth.items()]
         options = argparse.Namespace(
-            **texts, rate_window=f"{window:g}", proxy_protocol=keys.proxy_protocol, real_ip=keys.real_ip, auth=auth,
-            exempt=keys.exempt,
+            **texts, rate_window=f"{window:g}", real_ip=keys.real_ip, auth=auth, exempt=keys.exempt,
+            proxy_protocol=[self._whole(text) if "=" in text else text for text in keys.proxy_protocol],
         )  # fmt: skip
         try:
             return client_settings(options, listen, _checked_prefix)
         except UsageError as error:
             # The options have the keys' names.
-            found = re.match(r"--([a-z-]+)(?: (.*?))?: (.*)", str(error))
+            found = re.match(r"--([a-z-]+)(?: (.*?))?: (.*)", str(error), re.DOTALL)
             assert found
             value = f"{found[2]}: " if found[2] else ""
-            raise Mistake(("clients", found[1].replace("-", "_")), value + found[3]) from None
+            words = re.sub(r"--([a-z-]+)( [0-9])?", as_key, found[3])
+            raise Mistake(("clients", found[1].replace("-", "_")), value + words) from None
 
     # -- pools
 
     def _pool(self, where: Where, name: str, table: Mapping[str, Any]) -> Pool:
+        table = self._whole_pool(table)
         try:
             config = read_pool(name, table)
         except ConfigError as error:
@@ -222,9 +274,7 @@ class _Builder:
         prefix = keys.path if keys.path.endswith("/") else keys.path + "/"
         if trouble := prefix_trouble(prefix):
             raise Mistake((*where, "path"), f"{trouble}; write, say, /cgi-bin/")
-        for at, host in enumerate(keys.hosts):
-            if not _HOST.fullmatch(host):
-                raise Mistake((*where, "hosts", at), f"{host!r} is no name of a host; write, say, www.example.org")
+        check_hosts((*where, "hosts"), keys.hosts)
         for at, method in enumerate(keys.methods):
             if not _METHOD.fullmatch(method):
                 raise Mistake((*where, "methods", at), f"{method!r} is no method; write, say, GET")
@@ -236,9 +286,9 @@ class _Builder:
             tuple(keys.methods),
             keys.internal,
             self._try_files(where, keys),
-            _headers((*where, "headers"), keys.headers),
-            _error_pages((*where, "error_pages"), keys.error_pages),
-            self._path(keys.sendfile_root) if keys.sendfile_root else "",
+            checked_headers((*where, "headers"), keys.headers),
+            checked_error_pages((*where, "error_pages"), keys.error_pages),
+            self._existing((*where, "sendfile_root"), keys.sendfile_root) if keys.sendfile_root else "",
             route_limits(where, keys, self._limits, self._times),
             route_auth(where, keys, prefix, self._path(keys.auth)),
         )
@@ -249,12 +299,11 @@ class _Builder:
             raise Mistake(where, "what answers is missing; write cgi, root, fastcgi or redirect")
         if len(answers) > 1 and answers != ["root", "fastcgi"]:
             raise Mistake((*where, answers[1]), f"{answers[0]} answers already; keep one of them")
-        env = _env((*where, "env"), keys.env)
+        check_belonging(where, keys)
+        check_names((*where, "index"), keys.index)
+        env = checked_env((*where, "env"), keys.env)
         if keys.cgi:
             return self._cgi(where, prefix, keys, env)
-        for name in ("warm", "preload", "kill_group"):
-            if getattr(keys, name):
-                raise Mistake((*where, name), "goes with cgi alone")
         if keys.redirect:
             return None
         if keys.listing and not (keys.root and not keys.fastcgi):
@@ -265,7 +314,7 @@ class _Builder:
         if not keys.root:
             if keys.extensions:
                 raise Mistake((*where, "extensions"), "goes with root: without it the whole prefix is one application")
-            return FastCgiMount(prefix, server, env, keys.pass_authorization)
+            return FastCgiMount(prefix, server, env, keys.pass_authorization, keys.stream_body)
         if not keys.extensions:
             raise Mistake((*where, "extensions"), 'missing: which files does fastcgi run? write, say, [".php"]')
         for at, extension in enumerate(keys.extensions):
@@ -274,8 +323,9 @@ class _Builder:
         root = self._existing((*where, "root"), keys.root)
         index, extensions = tuple(keys.index or ("index.php", "index.html")), tuple(keys.extensions)
         return SiteMount(
-            prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization
-        )
+            prefix, root, server, extensions, index, env, keys.follow_links, keys.pass_authorization,
+            keys.stream_body,
+        )  # fmt: skip
 
     def _static(self, where: Where, prefix: str, keys: RouteKeys) -> StaticMount:
         if keys.extensions:
@@ -293,11 +343,13 @@ class _Builder:
         warm = {True: "warm", False: "", "warm": "warm", "require": "require", "reuse": "reuse"}.get(keys.warm)
         if warm is None:
             raise Mistake((*where, "warm"), f'{keys.warm!r}: write true, "require" or "reuse"')
+        if keys.stream_body and warm == "reuse":
+            raise Mistake((*where, "stream_body"), "does not go with reuse, where a body is there before a script")
         if keys.preload and not warm:
             raise Mistake((*where, "preload"), "goes with warm, which keeps interpreters that have modules ready")
         for at, module in enumerate(keys.preload):
-            if not _MODULE.fullmatch(module):
-                raise Mistake((*where, "preload", at), f"{module!r} is no name of a module; write, say, numpy")
+            if trouble := module_trouble(module):
+                raise Mistake((*where, "preload", at), f"{module!r}: {trouble}")
         mount = CgiMount(
             prefix,
             self._existing((*where, "cgi"), keys.cgi),
@@ -307,6 +359,8 @@ class _Builder:
             keys.kill_group,
             warm,
             tuple(keys.preload),
+            stream_body=keys.stream_body,
+            confinement=self._confiner.of(where, keys),
         )
         return replace(mount, reuse=self._reuse(where, mount)) if warm == "reuse" else mount
 
@@ -318,7 +372,9 @@ class _Builder:
             path = os.path.join(self._sockets, f"reuse-{len(self._more)}.sock")
             command = tuple(pool_command(recipe))
             server = FastCgiServer(name, Address(path=path), default_children())
-            self._more.append(self._checked(where, Pool(server, command, mount.env)))
+            pool = confined_pool(where, Pool(server, command, mount.env, CATCHING), mount.confinement)
+            pool = for_account(pool, mount.confinement.account, mount.confinement.no_new_privileges)
+            self._more.append(self._checked(where, pool))
             found.append((recipe, server))
         return tuple(found)
 
@@ -333,7 +389,7 @@ class _Builder:
             return self._pools[rest].server
         if kind not in ("unix", "tcp"):
             raise Mistake(where, f"{text!r} is no address; write pool:NAME, unix:PATH or tcp:HOST:PORT")
-        address = _address(where, text)
+        address = _address(where, self._whole(text))
         try:
             resolve(address)
         except OSError as error:
@@ -348,10 +404,12 @@ class _Builder:
             raise Mistake(where, "goes with root or cgi: where else would the files be?")
         *candidates, last = keys.try_files
         for at, candidate in enumerate(candidates):
-            if not candidate.startswith("$path") and not candidate.startswith("/"):
+            if not re.match(r"/|\$path(?!\w)", candidate) or ".." in candidate.split("/"):
                 raise Mistake((*where, at), f"{candidate!r}: write $path, $path/, $path.html, or a path from the root")
         if not re.fullmatch(r"=[45][0-9]{2}|/.*", last):
             raise Mistake((*where, len(candidates)), f"{last!r}: the last is a path of the server, or =404")
+        if last.startswith("/"):
+            check_target((*where, len(candidates)), last)
         return tuple(keys.try_files)
 
     def _refuse_same(self, routes: Iterable[Route]) -> None:
@@ -360,7 +418,7 @@ class _Builder:
             for host in route.hosts or ("",):
                 for method in route.methods or ("",):
                     key = route.prefix, (host.lower(),), (method,)
-                    if key in seen:
+                    if seen.get(key, number) != number:
                         raise Mistake(
                             ("routes", number, "path"), f"the same as of routes[{seen[key] + 1}], which always wins"
                         )
@@ -372,14 +430,6 @@ def _checked_prefix(option: str, text: str, prefix: str, _: str) -> str:
     if trouble := prefix_trouble(prefix):
         raise UsageError(f"{option} {text}: {trouble}")
     return prefix
-
-
-def _account(document: Document) -> Account | None:
-    server = document.server
-    try:
-        return account_of(server.user, server.group)
-    except UnknownAccount as error:
-        raise Mistake(("server", "user" if server.user else "group"), str(error)) from None
 
 
 def _mistake_of_pool(where: Where, error: ConfigError) -> Mistake:
@@ -395,52 +445,20 @@ def _redirect(where: Where, keys: RouteKeys) -> Redirect | None:
         return None
     if keys.redirect.status not in _SENT:
         raise Mistake((*where, "redirect", "status"), f"{keys.redirect.status}: write 301, 302, 303, 307 or 308")
-    return Redirect(_target((*where, "redirect", "to"), keys.redirect.to), keys.redirect.status)
+    return Redirect(check_target((*where, "redirect", "to"), keys.redirect.to), keys.redirect.status)
 
 
 def _rewrite(where: Where, keys: RewriteKeys) -> Rewrite:
+    check_hosts((*where, "hosts"), keys.hosts)
     try:
-        re.compile(keys.match)
+        groups = re.compile(keys.match).groups
     except re.error as error:
         raise Mistake((*where, "match"), f"no regular expression: {error}") from None
     if keys.status not in (0, *_SENT):
         raise Mistake((*where, "status"), f"{keys.status}: write 0, 301, 302, 303, 307 or 308")
     if not keys.status and not keys.to.startswith("/"):
         raise Mistake((*where, "to"), f"{keys.to!r}: within the server it is a path; for another place give a status")
-    return Rewrite(keys.match, _target((*where, "to"), keys.to), tuple(keys.hosts), keys.status)
-
-
-def _target(where: Where, text: str) -> str:
-    if not text or not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise Mistake(where, f"{text!r}: a path or URL, its special characters as %XX")
-    return text
-
-
-def _headers(where: Where, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    for name, value in headers.items():
-        if not _FIELD.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise Mistake((*where, name), "no field of a response: a name, and a value without line ends")
-        if name.lower() in ("content-length", "transfer-encoding", "connection", "date"):
-            raise Mistake((*where, name), "is the server's own to say")
-    return tuple(headers.items())
-
-
-def _error_pages(where: Where, pages: Mapping[str, str]) -> tuple[tuple[int, str], ...]:
-    for status, path in pages.items():
-        if not re.fullmatch(r"[45][0-9]{2}", status):
-            raise Mistake((*where, status), "an error is from 400 to 599")
-        if not path.startswith("/"):
-            raise Mistake((*where, status), f"{path!r}: a path of this server, as /errors/404.html")
-    return tuple((int(status), path) for status, path in pages.items())
-
-
-def _env(where: Where, env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    for name, value in env.items():
-        if not _VARIABLE.fullmatch(name):
-            raise Mistake((*where, name), "no name of a variable")
-        if "\0" in value:
-            raise Mistake((*where, name), "there is a NUL in it")
-    return tuple(env.items())
+    return Rewrite(keys.match, check_target((*where, "to"), keys.to, groups), tuple(keys.hosts), keys.status)
 
 
 def _address(where: Where, text: str) -> Address:
@@ -459,13 +477,8 @@ def _one_of(where: Where, value: str, choices: tuple[str, ...]) -> str:
 def _installed(name: str, value: str, choices: tuple[str, ...]) -> str:
     where: Where = ("server", name)
     _one_of(where, value, choices)
-    try:
-        if name == "http":
-            reader_class(value)
-        elif value == "uvloop":
-            import uvloop  # noqa: F401, PLC0415
-    except ImportError:
-        raise Mistake(where, f"{value} is not installed; pip install {value}, or use auto") from None
+    if trouble := installation_trouble(name, value):
+        raise Mistake(where, trouble)
     return value
 
 

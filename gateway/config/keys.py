@@ -12,13 +12,56 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 
-def _key(text: str, like: str = "") -> Meta:
-    """Return the description of a key; `like`: the nearest directive elsewhere."""
-    return Meta(description=text, extra={"like": like})
+def _key(text: str, like: str = "", whose: str = "nginx") -> Meta:
+    """Return the description of a key; `like`: the nearest directive elsewhere, of the program `whose`."""
+    return Meta(description=text, extra={"like": f"{whose}: ``{like}``" if like else ""})
 
 
 Seconds = int | float | str
 Size = int | str
+
+
+Number = int | str
+
+
+class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Limits of each process of a CGI program; a route's hold one by one in place of the server's."""
+
+    cpu: Annotated[
+        Seconds | None, _key("CPU time; then SIGXCPU, and 2 s later SIGKILL", "RLimitCPU", "Apache")
+    ] = None
+    memory: Annotated[
+        Size | None, _key("address space, with what is mapped and not used", "RLimitMEM", "Apache")
+    ] = None
+    processes: Annotated[
+        Number | None,
+        _key("processes and threads of the user, wherever they run; not counted for root", "RLimitNPROC", "Apache"),
+    ] = None
+    files: Annotated[Number | None, _key("open descriptors", "rlimit_files", "php-fpm")] = None
+    file_size: Annotated[
+        Size | None, _key("of a file that is written; more is SIGXFSZ", "LimitFSIZE", "systemd")
+    ] = None
+    core: Annotated[Size | None, _key("of a core dump; 0: none is made", "rlimit_core", "php-fpm")] = None
+
+
+class Landlock(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What of the file system CGI programs reach, besides their own directory; where the kernel has Landlock."""
+
+    read: Annotated[
+        list[str] | None,
+        _key("read and executed there and below; the system's directories", "ReadOnlyPaths", "systemd"),
+    ] = None
+    write: Annotated[
+        list[str], _key("read, executed and changed there and below", "ReadWritePaths", "systemd")
+    ] = field(default_factory=list)
+
+
+class Cgroup(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Limits of all programs together that have the same user and limits; where the server may make cgroups (v2)."""
+
+    memory: Annotated[Size | None, _key("resident memory; more is SIGKILL", "MemoryMax", "systemd")] = None
+    processes: Annotated[Number | None, _key("processes and threads", "TasksMax", "systemd")] = None
+    cpu: Annotated[float | str | None, _key("CPUs, as 0.5 for half of one", "CPUQuota", "systemd")] = None
 
 
 class Server(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -29,11 +72,18 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         _key("HOST:PORT, [::1]:PORT or unix:PATH, each once; 127.0.0.1:8000 if TLS listens nowhere else", "listen"),
     ] = None
     workers: Annotated[int | None, _key("front workers; the number of CPUs", "worker_processes")] = None
-    user: Annotated[str, _key("whom workers and programs run as, if started by root", "user")] = ""
+    user: Annotated[
+        str, _key("whom workers run as, and programs whose route or pool has no user, if started by root", "user")
+    ] = ""
     group: Annotated[str, _key("and with which group; the user's own", "user")] = ""
     no_new_privileges: Annotated[
-        bool, _key("programs get no more rights by set-user-id bits, which sendmail may need")
+        bool, _key("no more rights by set-user-id bits, which sendmail may need", "NoNewPrivileges", "systemd")
     ] = False
+    limits: Annotated[Limits | None, _key("of CGI programs whose route says nothing else, see below")] = None
+    landlock: Annotated[
+        Landlock | bool | None, _key("of CGI programs whose route says nothing else, see below; true: its defaults")
+    ] = None
+    cgroup: Annotated[Cgroup | None, _key("of CGI programs whose route says nothing else, see below")] = None
     access_log: Annotated[str, _key("a path, - for standard output, or off", "access_log")] = "-"
     error_log: Annotated[str, _key("a path, or - for standard error", "error_log")] = "-"
     log_format: Annotated[str, _key("combined or json, of the access log", "log_format")] = "combined"
@@ -175,7 +225,20 @@ class Route(Struct, forbid_unknown_fields=True, kw_only=True):
     preload: Annotated[list[str], _key("with warm: modules to be imported ahead")] = field(default_factory=list)
     follow_links: Annotated[bool, _key("follow symbolic links", "disable_symlinks")] = True
     pass_authorization: Annotated[bool, _key("give the program the Authorization field")] = True
+    user: Annotated[str, _key("with cgi: whom its programs run as; the server's", "SuexecUserGroup", "Apache")] = ""
+    group: Annotated[str, _key("and with which group; the user's own", "SuexecUserGroup", "Apache")] = ""
+    no_new_privileges: Annotated[bool | None, _key("with cgi, as of the server", "NoNewPrivileges", "systemd")] = None
+    limits: Annotated[Limits | None, _key("with cgi: of each process, see below; \"unlimited\" takes one away")] = None
+    landlock: Annotated[
+        Landlock | bool | None, _key("with cgi: what of the file system is reached, see below; false: all")
+    ] = None
+    cgroup: Annotated[Cgroup | None, _key("with cgi: of all programs together, see below")] = None
     kill_group: Annotated[bool, _key("with cgi: end what a program left in its process group")] = False
+    stream_body: Annotated[
+        bool,
+        _key("with cgi or fastcgi: a body whose length is known goes to the program while it comes",
+             "fastcgi_request_buffering off"),
+    ] = False  # fmt: skip
     authorizer: Annotated[
         str, _key("a FastCGI Authorizer, unix:PATH or tcp:HOST:PORT, that is asked first", "auth_request")
     ] = ""

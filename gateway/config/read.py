@@ -14,6 +14,9 @@ import msgspec
 from gateway.config.errors import ConfigFileError, Mistake, Where
 from gateway.config.keys import Document
 
+# More than anybody writes; a device given by mistake has no end.
+_MOST = 8 * 1024 * 1024
+_LINE = re.compile(r"\(at line ([0-9]+), ")
 _PATH = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
@@ -37,14 +40,26 @@ def read_document(path: str) -> tuple[Document, str]:
     """Return what the file says, and its text; raise ConfigFileError."""
     try:
         with open(path, "rb") as file:
-            text = file.read().decode()
+            data = file.read(_MOST + 1)
+        if len(data) > _MOST:
+            raise ConfigFileError(f"{path}: over {_MOST // 1024} KiB; that is no configuration file")
+        text = data.decode("utf-8-sig")
         raw = tomllib.loads(text)
     except OSError as error:
         raise ConfigFileError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigFileError(f"{path}: not UTF-8, as TOML is") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigFileError(f"{path}: not TOML: {error}") from None
+        found = _LINE.search(str(error))
+        raise ConfigFileError(f"{path}{':' + found[1] if found else ''}: not TOML: {error}") from None
+    except ConfigFileError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in a list in a list …
+        raise ConfigFileError(f"{path}: not TOML that can be read: {error}") from None
+    try:
+        _refuse_nul(raw, ())
+    except Mistake as mistake:
+        raise located(path, text, mistake) from None
     try:
         return msgspec.convert(raw, Document), text
     except msgspec.ValidationError as error:
@@ -54,7 +69,19 @@ def read_document(path: str) -> tuple[Document, str]:
 def located(path: str, text: str, mistake: Mistake) -> ConfigFileError:
     """Return the error that says where in the file a mistake is."""
     line = line_of(text, mistake.where)
-    return ConfigFileError(f"{path}:{line or 1}: {shown(mistake.where)}: {mistake}")
+    words = f"{shown(mistake.where)}: {mistake}"
+    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)
+    return ConfigFileError(f"{path}:{line or 1}: {printable}")
+
+
+def _refuse_nul(value: object, where: Where) -> None:
+    """Raise Mistake where a text holds a NUL, which no path, name or variable can."""
+    if isinstance(value, str) and "\0" in value:
+        raise Mistake(where, "there is a NUL in it")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for part, one in inner:
+        _refuse_nul(part, where)
+        _refuse_nul(one, (*where, part))
 
 
 def shown(where: Where) -> str:
@@ -89,6 +116,8 @@ def names_at(where: Where) -> list[str]:
     """Return the keys that a place may have."""
     kind: object = Document
     for part in where:
+        if isinstance(part, int):
+            continue  # an element is what its list is of
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
             kind = fields.get(str(part))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.config.keys import Clients, KeyPair, Redirect, Rewrite, Route, Server, Tls
+from gateway.config.keys import Cgroup, Clients, KeyPair, Landlock, Limits, Redirect, Rewrite, Route, Server, Tls
 
 _TITLE = "Configuration"
 _HEAD = """\
@@ -48,6 +48,13 @@ _PARTS: tuple[tuple[str, str, type[msgspec.Struct]], ...] = (
         "method fits none, the answer is 405.",
         Route,
     ),
+    (
+        "limits, of the server or a route",
+        "``docs/privileges.rst`` says more about these and the next two. ``\"unlimited\"``: none but the server's own.",
+        Limits,
+    ),
+    ("landlock, of the server or a route", "", Landlock),
+    ("cgroup, of the server or a route", "", Cgroup),
     ("redirect, of a route", "", Redirect),
     ("[[rewrites]]", "", Rewrite),
 )
@@ -77,7 +84,7 @@ def _lines() -> Iterator[str]:
             yield f"``{field.name}``"
             yield f"    {types}{f', {default}' if default else ''}. {text[0].upper()}{text[1:]}."
             if like:
-                yield f"    nginx: ``{like}``."
+                yield f"    {like}."
         yield ""
     yield from (_VARIABLES, "[pools.NAME]", "============", "", _POOLS.rstrip())
 

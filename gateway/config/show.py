@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 
 from fcgi_pool.listener import Address
@@ -38,4 +39,7 @@ def _scalar(value: object) -> str:
         return str(value).lower()
     if value is None:
         return "none"
-    return str(value) if isinstance(value, int | float) else '"' + str(value).replace("\\", "\\\\") + '"'
+    if isinstance(value, int | float):
+        return str(value)
+    # A line stays one, as TOML escapes what is in it; a byte that was no UTF-8 (PEP 383) is shown by its escape.
+    return json.dumps(str(value), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

@@ -12,6 +12,7 @@ from fcgi_pool.protocol.records import ProtocolError
 from fcgi_pool.protocol.web_server import ABORT, END_OF_STDIN, End, ResponseReader, Stderr, Stdout, stdin_records
 from fcgi_pool.told import Place, Places
 from gateway.body import Body
+from gateway.body_stream import BodyStream
 from gateway.readiness import READING, WRITING
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Link:
         self._reader = ResponseReader()
         self._run: Requester | None = None
         self._out: deque[bytes | memoryview] = deque()
-        self._body: Body | None = None  # that is still to be sent, from `_offset` on
+        self._body: Body | BodyStream | None = None  # that is still to be sent, from `_offset` on
         self._offset = 0
         self._events = 0
         self._piece = _PIECE
@@ -92,7 +93,7 @@ class Link:
         """Whose request is on its way."""
         return self._run
 
-    def begin(self, run: Requester, request: bytes, body: Body | None) -> None:
+    def begin(self, run: Requester, request: bytes, body: Body | BodyStream | None) -> None:
         """Send a request; its `body`, if there is one, follows `request`."""
         self._run = run
         if self.place:
@@ -138,7 +139,14 @@ class Link:
         """Watch for what can go on: reading unless the client is behind, writing while something is left."""
         run = self._run
         reading = 0 if run and run.is_full else READING
-        self._watch(reading | (WRITING if self._out or self._body or self._connecting else 0))
+        writing = self._out or self._connecting or (self._body and self._body.is_readable(self._offset))
+        self._watch(reading | (WRITING if writing else 0))
+
+    def send_more(self) -> None:
+        """More of the body has come, or nothing more comes."""
+        if self._body:
+            self._pump()
+            self._attend()
 
     def resume(self) -> None:
         """The client has caught up: read again."""
@@ -200,7 +208,7 @@ class Link:
     def _refill(self) -> bool:
         """Put the next piece of the body into records; return whether there was one."""
         body = self._body
-        if not body:
+        if not body or not body.is_readable(self._offset):
             return False
         try:
             data = body.read(self._offset, _BODY_PIECE)
@@ -284,7 +292,8 @@ class Link:
     def give_up(self) -> None:
         """Nobody wants the answer any more: tell the server, and close."""
         self._run = None
-        if not self._out and not self._body and not self._connecting:
+        # Between two records; within one it would be taken for content.
+        if not self._out and not self._connecting:
             with contextlib.suppress(OSError):  # it will notice the close
                 self._socket.send(ABORT)
         self._backend.lost(self)

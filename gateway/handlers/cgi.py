@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 
 from gateway import diagnosis
 from gateway.body import Body
+from gateway.body_stream import BodyStream
 from gateway.cgi import wire
 from gateway.cgi.locate import locate
 from gateway.cgi.output import BadOutput
 from gateway.cgi.process import is_ending
 from gateway.cgi.stderr import ErrorStream
+from gateway.cgi.stdin import StdinPipe
 from gateway.cgi.variables import Script, concerns_start, mount_variables, request_variables
+from gateway.confinement.cgroup import OomWatch
+from gateway.confinement.model import Confinement
+from gateway.confinement.words import limit_met
 from gateway.exchange import Exchange
 from gateway.fault import Fault
 from gateway.handlers.reuse import ReusedScripts
@@ -44,11 +49,13 @@ _STDOUT_GRACE = 0.25
 class CgiDirectory:
     """A mounted directory of programs."""
 
-    def __init__(self, worker: Worker, mount: CgiMount, number: int) -> None:
-        """Take the mount and its `number` in the settings."""
+    def __init__(self, worker: Worker, mount: CgiMount, number: int, spawner: int, ooms: OomWatch) -> None:
+        """Take the mount, its `number` in the settings, the number of its spawner, and what watches its cgroup."""
         self.worker = worker
         self.mount = mount
         self.number = number
+        self.spawner = spawner
+        self.ooms = ooms
         self._cold: set[tuple[str, str]] = set()  # what was said of scripts that are not run warm
         self.directory = os.fsencode(os.path.abspath(mount.directory))
         self.prefix = mount.prefix.encode()
@@ -80,8 +87,9 @@ class CgiRun:
     """
 
     __slots__ = (
-        "_bad_output", "_body", "_deadline", "_error_stream", "_exchange", "_home", "_listens_stderr", "_pid",
-        "_reads_stdout", "_redirects", "_relay", "_run_id", "_script", "_status", "_stdout", "_timer", "_worker",
+        "_bad_output", "_body", "_cpu", "_deadline", "_error_stream", "_exchange", "_home", "_listens_stderr", "_pid",
+        "_reads_stdout", "_redirects", "_relay", "_run_id", "_script", "_status", "_stdin", "_stdout", "_stream",
+        "_timer", "_worker",
     )  # fmt: skip
 
     def __init__(self, home: CgiDirectory, exchange: Exchange, script: Script, redirects: int) -> None:
@@ -92,6 +100,8 @@ class CgiRun:
         self._redirects = redirects
         self._relay = Relay(home.worker, exchange, os.path.basename(script.filename).startswith(b"nph-"))
         self._body: Body | None = None
+        self._stream: BodyStream | None = None  # in place of it
+        self._stdin: StdinPipe | None = None
         self._run_id = 0
         self._pid = 0
         self._status: int | None = None  # the wait status, once it has been reaped
@@ -100,6 +110,7 @@ class CgiRun:
         self._error_stream: ErrorStream | None = None
         self._listens_stderr = False
         self._bad_output = ""
+        self._cpu = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = math.inf
 
@@ -108,16 +119,23 @@ class CgiRun:
         return f"<CgiRun {self._name} {state}>"
 
     @property
+    def spawner(self) -> int:
+        """The number of the spawner that starts it."""
+        return self._home.spawner
+
+    @property
     def _name(self) -> str:
         return os.fsdecode(self._script.filename)
 
     # -- before the start
 
     def begin(self) -> None:
-        """Receive the request's body, then start."""
+        """Receive the request's body, then start; where it is passed on while it comes, start first."""
         exchange = self._exchange
         exchange.responder = self
-        if exchange.request.has_body:
+        if self._home.mount.stream_body:
+            self._stream = self._worker.new_body_stream(exchange)
+        if exchange.request.has_body and not self._stream:
             self._body = self._worker.new_body(exchange, self._submit)
             exchange.receive_body(self._body)
         else:
@@ -138,14 +156,16 @@ class CgiRun:
             reading, to_program = self._make_descriptors()
         except OSError as error:
             self._over()
-            exchange.fail(diagnosis.start_failed(self._script.filename, "exec", error.errno or 0))
+            # That is the server's lack, and not one of the program's limits.
+            exchange.fail(diagnosis.start_failed(self._script.filename, "exec", error.errno or 0, Confinement()))
             return
+        body = self._body or self._stream
         variables = request_variables(
             exchange.request,
             self._script,
             self._home.variables,
             exchange.variables,
-            self._body.length if self._body else None,
+            body.length if body else None,
             mount.pass_authorization and not (exchange.granted and exchange.granted.hides_authorization),
         )
         if exchange.granted:
@@ -161,6 +181,8 @@ class CgiRun:
         )
         if self._body:
             self._body.close()
+        elif self._stream:
+            exchange.receive_body(self._stream)
 
     def _warm(self) -> int:
         """Return the number of the mount whose warm interpreters may run it."""
@@ -176,6 +198,10 @@ class CgiRun:
         try:
             if self._body:
                 theirs.append(self._body.descriptor())
+            elif self._stream:
+                reading, writing = os.pipe()
+                theirs.append(reading)
+                self._stdin = StdinPipe(self._worker.readiness, writing, self._stream, self._took_input)
             for _ in range(2):
                 reading, writing = os.pipe()
                 ours.append(reading)
@@ -184,8 +210,18 @@ class CgiRun:
         except OSError:
             for descriptor in ours + theirs:
                 os.close(descriptor)
+            self._close_stdin()
             raise
         return ours, theirs
+
+    def _took_input(self) -> None:
+        """The program takes its input: it is not silent."""
+        if self._deadline != math.inf:
+            self._deadline = self._worker.now() + self._exchange.timeouts.script
+
+    def _close_stdin(self) -> None:
+        if self._stdin:
+            self._stdin.close()
 
     # -- what the launcher tells
 
@@ -198,7 +234,10 @@ class CgiRun:
 
     def not_started(self, phase: str, error: int) -> None:
         """The start failed."""
-        self._give_up(diagnosis.start_failed(self._script.filename, phase, error))
+        fault = diagnosis.start_failed(self._script.filename, phase, error, self._home.mount.confinement)
+        if fault.status == 403:
+            self._worker.error_log.warning(fault.words, self._exchange.id)
+        self._give_up(fault)
 
     def is_cold(self, why: str) -> None:
         """It was to be run warm, and is started cold."""
@@ -221,6 +260,7 @@ class CgiRun:
         self._give_up(Fault(502, f"{self._name} was lost: the process that starts programs died"))
 
     def _give_up(self, fault: Fault) -> None:
+        self._close_stdin()
         self._close_stdout()
         self._close_stderr()
         self._over()
@@ -233,8 +273,10 @@ class CgiRun:
         """It was reaped."""
         self._pid = pid
         self._status = status
+        self._cpu = cpu
         self._deadline = math.inf
         self._cancel_timer()
+        self._close_stdin()
         self._close_stderr()
         self._relay.is_last = True
         self._read_last()
@@ -275,10 +317,13 @@ class CgiRun:
             return False
         if not data:
             self._close_stdout()
-            if self._status is None:
-                self._deadline = math.inf
-            else:
+            if self._status is not None:
                 self._over()
+            elif self._stdin and self._stdin.is_open:
+                # If the client has its answer before its body has come whole, the rest of that never comes.
+                self._deadline = self._worker.now() + self._exchange.timeouts.script
+            else:
+                self._deadline = math.inf
             self._settle()
             return False
         if self._status is None and not self._exchange.is_ended:
@@ -353,9 +398,7 @@ class CgiRun:
             self._later(_EXIT_GRACE, self._exit_grace_over)
         elif self._bad_output or not self._relay.has_header:
             why = self._bad_output or "it closed its stdout before the header was complete"
-            ending = diagnosis.Ending(
-                self._script.filename, self._pid, self._status, self._stderr_tail(), self._relay.first_bytes
-            )
+            ending = self._ending(self._relay.first_bytes)
             self._relay.discard()
             exchange.fail(diagnosis.no_header(ending, why))
             self._terminate()
@@ -391,6 +434,9 @@ class CgiRun:
         """Act if the deadline has passed; called some times a second."""
         if now < self._deadline:
             return
+        if self._stdin and self._stdin.awaits_client:
+            self._deadline = now + self._exchange.timeouts.script  # it is the client who is silent
+            return
         self._deadline = math.inf
         exchange = self._exchange
         timeouts, named = exchange.timeouts, self._worker.settings.named
@@ -419,8 +465,15 @@ class CgiRun:
             self._exchange.program_ended(self._pid, "", 0.0, 0)
 
     def _explained(self, why: str) -> str:
-        ending = diagnosis.Ending(self._script.filename, self._pid, self._status, self._stderr_tail())
-        return diagnosis.cut_off(ending, why)
+        return diagnosis.cut_off(self._ending(), why)
+
+    def _ending(self, output: bytes = b"") -> diagnosis.Ending:
+        stderr = self._stderr_tail()
+        home = self._home
+        was_killed = self._status is not None and os.WIFSIGNALED(self._status)
+        oom = was_killed and home.ooms.has_killed()
+        limit = limit_met(home.mount.confinement, self._status, self._cpu, stderr, oom)
+        return diagnosis.Ending(self._script.filename, self._pid, self._status, stderr, output, limit)
 
     def _stderr_tail(self) -> str:
         if not self._error_stream:

@@ -10,6 +10,7 @@ from fcgi_pool.protocol.records import ProtocolStatus
 from fcgi_pool.protocol.web_server import End, encode_request
 from gateway import diagnosis
 from gateway.body import Body
+from gateway.body_stream import BodyStream
 from gateway.cgi.locate import path_info
 from gateway.cgi.output import BadOutput, known_header
 from gateway.cgi.stderr import ErrorText
@@ -36,12 +37,13 @@ class FastCgiApplication:
         self._worker = worker
         self._backend = worker.backend(mount.server)
         self._name = mount.prefix.rstrip("/").encode()
+        self._streams = mount.stream_body
         self._params = Params(mount_variables(b"", mount.env), mount.pass_authorization)
 
     def answer(self, exchange: Exchange, segments: tuple[bytes, ...], is_directory: bool, redirects: int) -> None:
         """Pass the request on: SCRIPT_NAME is the prefix, PATH_INFO the rest."""
         script = Script(self._name, b"", path_info(segments, is_directory))
-        FastCgiRun(self._backend, exchange, script, self._params, redirects).begin()
+        FastCgiRun(self._backend, exchange, script, self._params, redirects, self._streams).begin()
 
 
 class FastCgiRun:
@@ -52,12 +54,19 @@ class FastCgiRun:
 
     __slots__ = (
         "_backend", "_body", "_deadline", "_errors", "_exchange", "_heard", "_is_awaited", "_link", "_params",
-        "_redirects", "_relay", "_script", "_worker", "is_retry", "since", "wants_new",
+        "_redirects", "_relay", "_script", "_stream", "_streams", "_worker", "is_retry", "since", "wants_new",
     )  # fmt: skip
 
     def __init__(
-        self, backend: Backend, exchange: Exchange, script: Script, params: Params, redirects: int
+        self,
+        backend: Backend,
+        exchange: Exchange,
+        script: Script,
+        params: Params,
+        redirects: int,
+        streams: bool = False,
     ) -> None:
+        """With `streams`, a body is passed on while it comes."""
         self._backend = backend
         self._worker = backend.worker
         self._exchange = exchange
@@ -65,7 +74,9 @@ class FastCgiRun:
         self._params = params
         self._redirects = redirects
         self._relay: Relay | None = None  # made when the response does not come in one piece
+        self._streams = streams
         self._body: Body | None = None
+        self._stream: BodyStream | None = None
         self._link: Link | None = None
         self._errors: ErrorText | None = None
         self._deadline = math.inf
@@ -93,7 +104,14 @@ class FastCgiRun:
         """Receive the request's body, then send."""
         exchange = self._exchange
         exchange.responder = self
-        if exchange.request.has_body:
+        if self._streams:
+            self._stream = self._worker.new_body_stream(exchange)
+        if self._stream:
+            # It cannot be sent a second time.
+            self.wants_new = True
+            self._stream.on_data = self._body_came
+            self._submit()
+        elif exchange.request.has_body:
             self._body = self._worker.new_body(exchange, self._submit)
             exchange.receive_body(self._body)
         else:
@@ -112,10 +130,16 @@ class FastCgiRun:
         """Send the request on `link`."""
         self._link = link
         self._deadline = self._worker.now() + self._exchange.timeouts.script
-        link.begin(self, self._encode(link), self._body)
+        link.begin(self, self._encode(link), self._body or self._stream)
+        if self._stream:
+            self._exchange.receive_body(self._stream)
+
+    def _body_came(self) -> None:
+        if self._link:
+            self._link.send_more()
 
     def _encode(self, link: Link) -> bytes:
-        body = self._body
+        body = self._body or self._stream
         params = self._params.encode(self._exchange, self._script, body.length if body else None)
         return encode_request(params, keep=link.keeps, ends=body is None)
 
@@ -218,7 +242,7 @@ class FastCgiRun:
 
     def _retry(self) -> bool:
         """Send the request again, on a new connection, if that was not tried yet."""
-        if self.is_retry or self._exchange.is_ended:
+        if self.is_retry or self._stream or self._exchange.is_ended:
             return False
         self.is_retry = self.wants_new = True
         self._link = None
@@ -279,9 +303,13 @@ class FastCgiRun:
         if place and not place.is_described:
             request = self._exchange.request
             user = self._exchange.record.user.encode("utf-8", "surrogateescape")
-            length = self._body.length if self._body else 0
+            body = self._body or self._stream
+            length = body.length if body else 0
             place.describe(request.method, request.target, length, user, self._script.filename)
         if now < self._deadline:
+            return
+        if self._link and self._stream and self._stream.is_awaited:
+            self._deadline = now + self._exchange.timeouts.script  # it is the client who is silent
             return
         self._deadline = math.inf
         exchange = self._exchange
@@ -323,6 +351,8 @@ class FastCgiRun:
     def _over(self) -> None:
         self._deadline = math.inf
         self._worker.runs.discard(self)
+        if self._stream:
+            self._stream.discard()
         if self._errors:
             self._errors.finish()
         if self._is_awaited:

@@ -44,9 +44,12 @@ class Site:
         """Answer by the first regular file on the way that `segments` lead below the root."""
         script = self._whole_path(segments, is_directory)
         if script and self._is_file(script.filename):
-            FastCgiRun(self._backend, exchange, script, self._params, redirects).begin()
+            self._run(exchange, script, redirects)
         else:
             self._walk(exchange, segments, is_directory, redirects)
+
+    def _run(self, exchange: Exchange, script: Script, redirects: int) -> None:
+        FastCgiRun(self._backend, exchange, script, self._params, redirects, self._mount.stream_body).begin()
 
     def _guess(self, segments: tuple[bytes, ...], is_directory: bool) -> Script | None:
         """Return the script that all of `segments` may lead to, if that is what their last looks like."""
@@ -88,7 +91,7 @@ class Site:
     def _answer_by(self, exchange: Exchange, path: bytes, name: bytes, rest: bytes, redirects: int) -> None:
         # In capitals, too: its source is not for the public, whatever the server makes of it.
         if path.lower().endswith(self._extensions):
-            FastCgiRun(self._backend, exchange, Script(name, path, rest), self._params, redirects).begin()
+            self._run(exchange, Script(name, path, rest), redirects)
         elif rest:
             exchange.fail(Fault(404, f"{os.fsdecode(path)} is a file, with nothing below it"))
         else:

@@ -75,5 +75,15 @@ class Request:
             self, method=method, path=path, query=query, fields=fields, content_length=None, chunked=False, notes={}
         )
 
+    def for_error_page(self, path: bytes, query: bytes) -> Request:
+        """Return the request that a page for an error answers: whole, whatever the client has or wants of another."""
+        redirected = self.redirected(path, query)
+        redirected.fields = [item for item in redirected.fields if item[0] not in _CONDITIONS]
+        return redirected
 
+
+# Of an answer 200 alone (RFC 9110 sections 13.2.1 and 14.2).
+_CONDITIONS = frozenset(
+    (b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range")
+)
 _BODY_FIELDS = frozenset((b"content-length", b"content-type", b"content-encoding", b"transfer-encoding"))

@@ -88,8 +88,8 @@ class Demand:
 class Interpreter:
     """A process that forks children; raises OSError or Unknown if it cannot be started.
 
-    `start` starts it. `reports`: the address at which children tell what they have met with. `before`: the one whose
-    place it is to take; it has ready what that one has.
+    `start` starts it. `limit` gives a child its limits before it has a request. `reports`: the address at which
+    children tell what they have met with. `before`: the one whose place it is to take; it has ready what that one has.
     """
 
     def __init__(
@@ -99,9 +99,11 @@ class Interpreter:
         preload: tuple[str, ...],
         reports: bytes,
         start: Starter,
+        limit: Callable[[int], None],
         before: Interpreter | None = None,
     ) -> None:
         self.recipe = recipe
+        self._limit = limit
         self.is_ready = False
         self.is_reaped = False  # its pid may be another's by now
         self.is_late = False  # requests have waited for it in vain since it was heard
@@ -187,6 +189,7 @@ class Interpreter:
             try:
                 # It fits into the socket's buffer, or something is wrong with the child: nothing is waited for here.
                 connection.setblocking(False)
+                self._limit(child.pid)
                 length = len(request.message).to_bytes(8, sys.byteorder)
                 sent = socket.send_fds(connection, [length, request.message], request.descriptors)
             except OSError:

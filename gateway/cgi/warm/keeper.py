@@ -15,11 +15,10 @@ from gateway.cgi import wire
 from gateway.cgi.warm.interpreter import Interpreter, Starter, Waiting
 from gateway.cgi.warm.machine import Unknown
 from gateway.cgi.warm.shebang import Recipe, recipe_for
+from gateway.cgi.warm.verdicts import Verdicts
 
 # A larger request could fill a socket's buffer, and is rare enough to start cold.
 _MESSAGE_LIMIT = 96 * 1024
-# Scripts of which it is remembered what runs them.
-_VERDICTS = 4096
 # What an interpreter that did not come up, or died soon, costs: seconds until the next attempt, doubled each time.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -37,8 +36,6 @@ _REPORT_LIMIT = 64 * 1024
 # The wait status of a child that could not be its script: exit status 127.
 _FAILED = 127 << 8
 _CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid (unix(7))
-
-_Identity = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +81,23 @@ _Key = tuple[int, Recipe]
 class Keeper:
     """Runs scripts warm.
 
-    `spawn`: starts a process, see `Interpreter`. `begun`: a request that was held has found its process. `cold`: it has
-    to be started cold after all. `was_cold`: process `pid` has executed the script after all. Raises OSError.
+    `spawn` starts a process, `limit` limits a child that waits, see `Interpreter`. `begun`: a request that was held has
+    found its process. `cold`: it has to be started cold after all. `was_cold`: process `pid` has executed the script
+    after all. Raises OSError.
     """
 
     def __init__(
         self,
         mounts: Mapping[int, WarmMount],
         spawn: Starter,
+        limit: Callable[[int], None],
         begun: Callable[[wire.Start, int], None],
         cold: Callable[[wire.Start, list[int], str], None],
         was_cold: Callable[[int, str], None],
     ) -> None:
         self._mounts = mounts
         self._spawn = spawn
+        self._limit = limit
         self._begun = begun
         self._cold = cold
         self._was_cold = was_cold
@@ -106,7 +106,7 @@ class Keeper:
         self._children: dict[int, Interpreter] = {}  # pid, not reaped: whose child it is
         self._leaving: set[int] = set()  # pids of interpreters that end, and have not been reaped
         self._troubles: dict[_Key, _Trouble] = {}
-        self._verdicts: dict[tuple[bytes, int], tuple[_Identity, Recipe | str]] = {}
+        self._recipes: dict[int, Verdicts[Recipe | str]] = {}  # of each mount
         self._failures: dict[int, tuple[str, str]] = {}  # pid: what of a start has failed in it, and errno or reason
         self._cared = 0.0
         self._reports = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -181,19 +181,14 @@ class Keeper:
         return False
 
     def _recipe(self, path: bytes, number: int) -> Recipe | str:
+        recipes = self._recipes.get(number)
+        if not recipes:
+            search = self._mounts[number].environment.get(b"PATH", b"")
+            recipes = self._recipes[number] = Verdicts(lambda script: recipe_for(script, search))
         try:
-            found = os.stat(path)
-            identity = found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-            known = self._verdicts.get((path, number))
-            if known and known[0] == identity:
-                return known[1]
-            recipe = recipe_for(path, self._mounts[number].environment.get(b"PATH", b""))
+            return recipes.of(path)
         except OSError as error:
             return f"{error.strerror}"
-        if len(self._verdicts) >= _VERDICTS:
-            self._verdicts.clear()
-        self._verdicts[path, number] = identity, recipe
-        return recipe
 
     def _interpreter(self, key: _Key) -> Interpreter | str:
         if key not in self._interpreters and len(self._interpreters) >= _MOST:
@@ -210,7 +205,9 @@ class Keeper:
             return trouble.why
         mount = self._mounts[key[0]]
         try:
-            return Interpreter(key[1], mount.environment, mount.preload, self._address, self._spawn, before)
+            return Interpreter(
+                key[1], mount.environment, mount.preload, self._address, self._spawn, self._limit, before
+            )
         except (OSError, Unknown) as error:
             why = f"{os.fsdecode(key[1].executable)} cannot be started: {getattr(error, 'strerror', '') or error}"
             return self._note_trouble(key, why)

@@ -8,6 +8,9 @@ from dataclasses import replace
 from fcgi_pool.lookup import RUNTIME
 from gateway.cgi.warm.shebang import Recipe, recipe_for
 
+# What a program says that a script has started does not come over FastCGI, and is logged all the same.
+CATCHING = ("catch_workers_output=yes",)
+
 
 def recipes_below(directory: str, search: bytes) -> list[Recipe]:
     """Return what runs the Python scripts below `directory`, each once; for `search` see `recipe_for`."""
