@@ -206,7 +206,7 @@ def test_a_bad_certificate_leaves_all_as_it_was(sites, pair, authority):
 
 
 def test_an_upgrade_keeps_tls(sites, pair, authority, gate):
-    served = sites(more=tables(pair, "127.0.0.1:0"), workers=2)
+    served = sites(more=tables(pair, "127.0.0.1:0"))
     port = ports(served.server)["https"]
     with connected(served.server, port=port) as kept, connected(served.server, port=port) as busy:
         kept.sendall(request("/cgi-bin/echo?1"))

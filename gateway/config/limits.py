@@ -50,7 +50,7 @@ def server_limits(keys: ServerKeys) -> Limits:
 
 def timeouts(keys: ServerKeys) -> Timeouts:
     """Return the server's times."""
-    names = ("header", "body", "send", "keepalive", "script", "queue", "kill", "stop")
+    names = ("header", "body", "send", "keepalive", "handshake", "script", "queue", "kill", "stop")
     return Timeouts(**{name: _time(("server", f"{name}_timeout"), getattr(keys, f"{name}_timeout")) for name in names})
 
 
