@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import struct
 
@@ -168,6 +170,25 @@ def test_limits_see_the_client_behind_the_header(start):
             with client(server) as three:
                 three.sendall(V1.replace(b"192.0.2.1", b"192.0.2.4") + request())
                 assert status(misbehaviour.read_response(three)) == 200
+
+
+def test_who_is_turned_away_behind_the_header_is_counted_back_once(start):
+    """One connection is served, one is told that it is too many, and all the others are closed."""
+    server = start("--proxy-protocol", "127.0.0.1", "--limit-connections", "1", "--header-timeout", "600")
+    with contextlib.ExitStack() as stack:
+        served, *others = [stack.enter_context(client(server)) for _ in range(8)]
+        served.sendall(V1 + request())
+        assert status(misbehaviour.read_response(served)) == 200
+        for other in others:
+            other.sendall(V1)
+        closed: set[socket.socket] = set()
+        while len(closed) < len(others) - 1:
+            ended, _, _ = select.select([other for other in others if other not in closed], [], [], support.PATIENCE)
+            assert ended, f"{len(closed)} of {len(others)} were closed"
+            assert all(other.recv(1) == b"" for other in ended)
+            closed.update(ended)
+        served.sendall(request())
+        assert status(misbehaviour.read_response(served)) == 200
 
 
 # Fields of requests.

@@ -15,7 +15,7 @@ import pytest
 
 from tests import support
 from tests.client_support import directory, request, status
-from tests.tls_support import Authority, asked, client_context, connected
+from tests.tls_support import Authority, asked, client_context, connected, ports
 
 __all__ = ["directory"]
 
@@ -173,6 +173,40 @@ def test_silent_connections_keep_nobody_out(serve, directory, certificate, loop)
             assert support.receive_all(client) == b""
         assert not select.select(silent[-19:], [], [], 0)[0]
         assert status(asked(server, context=client_context(cert))) == 200
+
+
+@contextlib.contextmanager
+def held(server):
+    """The worker takes nothing for a while; then it finds all that has come at once."""
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_many_at_once_where_few_may_shake_hands(serve, directory, certificate, loop):
+    """Those without TLS are not asked to give way; the others are, at any moment of their coming."""
+    cert, key = certificate
+    options = ["--tls-cert", str(cert), "--tls-key", str(key), "--tls-listen", "127.0.0.1:0"]
+    server = serve(*options, "--max-handshakes", "1", "--loop", loop, cgi_dir=directory)
+    found = ports(server)
+    with contextlib.ExitStack() as stack:
+
+        def come(scheme):
+            return stack.enter_context(socket.create_connection((server.host, found[scheme]), support.PATIENCE))
+
+        with held(server):
+            plain = [come("http") for _ in range(20)]
+            silent = [come("https") for _ in range(20)]
+            for client in plain:
+                client.sendall(request("/nothing", close=True))
+        for client in plain:
+            assert status(support.receive_all(client)) == 404
+        for client in silent[:-1]:
+            assert support.receive_all(client) == b""
 
 
 @pytest.mark.parametrize("begin", [b"", b"\x16\x03"])

@@ -161,6 +161,24 @@ def _memory(pid):
     return int(found[1]) * 1024
 
 
+def test_a_connection_that_has_ended_leaves_nothing(start, directory):
+    """What OpenSSL holds for it, some 35 KiB, is given back at once, not when the collector comes."""
+    server = start(cgi_dir=directory)
+    (worker,) = server.workers()
+    context = client_context()
+
+    def come_and_go(times):
+        for _ in range(times):
+            with connected(server, context) as client:
+                client.sendall(request("/nothing", close=True))
+                support.receive_all(client)
+
+    come_and_go(50)
+    before = _memory(worker)
+    come_and_go(400)
+    assert _memory(worker) - before < 6 * 2**20
+
+
 def test_a_program_that_never_ends_is_stopped_by_a_client_that_does_not_read(start, directory):
     """Backpressure reaches the program: it writes no more than the buffers hold, and ends with the client."""
     server = start(cgi_dir=directory)

@@ -34,7 +34,7 @@ _SAY_AGAIN = 10.0
 class _Arrival:
     """One who is on the way in, from `accepted` on; with TLS, whom the end of the handshake is told."""
 
-    __slots__ = ("_entrance", "accepted", "deadline", "is_proxied", "peer", "task", "transport")
+    __slots__ = ("_entrance", "accepted", "deadline", "has_transport", "is_proxied", "peer", "task")
 
     def __init__(self, entrance: Entrance, accepted: socket.socket, peer: Peer, is_proxied: bool) -> None:
         self._entrance = entrance
@@ -43,16 +43,13 @@ class _Arrival:
         self.is_proxied = is_proxied
         self.deadline = math.inf  # of the handshake
         self.task: asyncio.Task[None] | None = None
-        self.transport: TlsTransport | None = None
+        self.has_transport = False  # that of TLS, which tells how it ends
 
     def give_way(self) -> None:
         """Leave; that is noticed in the next turn of the loop."""
-        if self.transport:
-            self.transport.abort()
-        else:
-            # Not closed: whoever waits for it sees its end, and closes it.
-            with contextlib.suppress(OSError):
-                self.accepted.shutdown(socket.SHUT_RDWR)
+        # Not closed: whoever waits for it, a transport too, sees its end, and closes it.
+        with contextlib.suppress(OSError):
+            self.accepted.shutdown(socket.SHUT_RDWR)
 
     def has_agreed(self, transport: TlsTransport) -> asyncio.Protocol:
         """The handshake is done."""
@@ -78,15 +75,16 @@ class Entrance:
         self._secured = frozenset(tls.listeners if tls else ())
         self._contexts = ServerContexts(tls.credentials) if tls else None
         self._kind = PacedConnection if settings.pace.body or settings.pace.send else Connection
-        # Those on their way in, the oldest first, and those that had to give way and have not noticed.
+        # Those on their way in who may be long, the oldest first; and those who are not: plain ones, who are here at
+        # once, and those that had to give way and have not noticed.
         self._coming: dict[_Arrival, None] = {}
-        self._leaving: set[_Arrival] = set()
+        self._passing: set[_Arrival] = set()
         self._said = 0.0
 
     @property
     def count(self) -> int:
         """How many are on their way in: they hold descriptors, too."""
-        return len(self._coming) + len(self._leaving)
+        return len(self._coming) + len(self._passing)
 
     def show(self, certificates: Iterable[Certificate]) -> None:
         """Show these certificates from now on."""
@@ -107,8 +105,11 @@ class Entrance:
             accepted.close()
             return
         arrival = _Arrival(self, accepted, peer, is_proxied)
-        self._coming[arrival] = None
         arrival.task = self._worker.loop.create_task(self._admit(arrival))
+        if not (peer.tls or is_proxied):
+            self._passing.add(arrival)
+            return
+        self._coming[arrival] = None
         if len(self._coming) > self._clients.max_handshakes:
             self._send_away(next(iter(self._coming)))
 
@@ -119,17 +120,18 @@ class Entrance:
 
     def _send_away(self, arrival: _Arrival) -> None:
         del self._coming[arrival]
-        self._leaving.add(arrival)
+        self._passing.add(arrival)
         arrival.give_way()
 
     def _has_come(self, arrival: _Arrival) -> None:
         self._coming.pop(arrival, None)
-        self._leaving.discard(arrival)
+        self._passing.discard(arrival)
 
     def _is_welcome(self, peer: Peer) -> bool:
         door = self._worker.door
         if door and door.receive(peer) is Welcome.DROP:
             door.leave(peer.seat)
+            peer.seat = 0  # it has been given back, whoever else is told
             return False
         return True
 
@@ -151,16 +153,16 @@ class Entrance:
             accepted.close()
             self.lose(arrival, "")
         finally:
-            if not arrival.transport:
+            if not arrival.has_transport:
                 self._has_come(arrival)
 
     # -- TLS
 
     def _begin_tls(self, arrival: _Arrival) -> TlsTransport:
         assert self._contexts
-        arrival.transport = TlsTransport(self._contexts, arrival)
+        arrival.has_transport = True
         arrival.deadline = self._worker.now() + self._worker.settings.timeouts.handshake
-        return arrival.transport
+        return TlsTransport(self._contexts, arrival)
 
     def serve(self, arrival: _Arrival, transport: TlsTransport) -> Connection:
         """Return who serves a client that TLS was agreed with."""
@@ -180,7 +182,7 @@ class Entrance:
 
     def lose(self, arrival: _Arrival, why: str) -> None:
         """One does not come; its socket is closed. Once is enough: what was counted is given back."""
-        if arrival not in self._coming and arrival not in self._leaving:
+        if arrival not in self._coming and arrival not in self._passing:
             return
         self._has_come(arrival)
         if why and self._worker.settings.debug:
