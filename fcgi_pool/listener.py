@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from dataclasses import dataclass
 
 # Connections the kernel holds until they are accepted. nginx 511, Apache 511, php-fpm 511; the kernel cuts it at
@@ -74,6 +75,18 @@ def file_of(listener: socket.socket) -> tuple[int, int] | None:
             if stat.S_ISSOCK(found.st_mode):
                 return found.st_dev, found.st_ino
     return None
+
+
+def pid_at(path: str) -> int:
+    """Return who began to listen at a Unix socket's path (SO_PEERCRED, unix(7)); 0 if nobody can be asked."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except OSError:
+            return 0
+        pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        return int(pid)
 
 
 def unlink_socket(listener: socket.socket) -> None:

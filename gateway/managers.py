@@ -7,6 +7,7 @@ Where the configuration says the address, both listen on one socket, and the old
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -125,7 +126,8 @@ class Managers:
             keys["--listen-fd"] = "listen"
         try:
             config = config_of(pool)
-            lent = {option: self.listeners.lend(config, key) for option, key in keys.items()}
+            managers = [managed.child.pid for managed in self._all if managed.child.pid]
+            lent = {option: self.listeners.lend(config, key, managers) for option, key in keys.items()}
         except ConfigError as error:
             self._close_unused()
             raise NotStarted(str(error)) from None
@@ -152,7 +154,17 @@ class Managers:
 
     # -- their lives
 
+    def _lend_again(self, managed: Managed) -> None:
+        """Have a pool listen where it is reached, if the file of a socket was removed meanwhile; raise OSError."""
+        try:
+            managed.lent = self._lend(managed.pool)
+        except NotStarted as error:
+            raise OSError(errno.EADDRINUSE, str(error)) from None
+        self._close_unused()
+
     def _begin(self, managed: Managed) -> None:
+        if not all(map(self.listeners.has_file, managed.lent.values())):
+            self._lend_again(managed)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         lent = {option: listener.socket.fileno() for option, listener in managed.lent.items()}

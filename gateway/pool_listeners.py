@@ -6,10 +6,12 @@ its queue is served by either, and the address is never gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable
 
 from fcgi_pool.config import ConfigError, PoolConfig
-from fcgi_pool.listener import file_of, set_access, unlink_socket
+from fcgi_pool.listener import file_of, pid_at, set_access, unlink_socket
 from fcgi_pool.lookup import socket_owner
 from fcgi_pool.prepare import open_listener
 from gateway.listeners import Listener
@@ -30,18 +32,22 @@ class PoolListeners:
         """What is open."""
         return self._all
 
-    def lend(self, config: PoolConfig, key: str) -> Listener | None:
+    def lend(self, config: PoolConfig, key: str, managers: Collection[int]) -> Listener | None:
         """Return what listens at an address of a pool, by its key, opened if need be; None without an address.
 
-        Raises ConfigError.
+        `managers`: the pids of those that have been lent sockets. Raises ConfigError.
         """
         address = config.listen if key == "listen" else config.status_listen
         if not address:
             return None
         for listener in self._all:
-            if listener.address == address and self._has_file(listener):
+            if listener.address == address and self.has_file(listener):
                 self._renew(listener, config, key)
                 return listener
+        if address.path and pid_at(address.path) in managers:
+            # The file was removed, and the manager has made it anew; that socket is its own, and cannot be lent.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address.path)
         listener = Listener(address, open_listener(config, key))
         self._all.append(listener)
         self._files[listener] = file_of(listener.socket)
@@ -60,7 +66,7 @@ class PoolListeners:
     def withdraw(self, listeners: Iterable[Listener]) -> None:
         """Let nobody new come where nobody listens after these."""
         for listener in listeners:
-            if listener in self._all and self._has_file(listener) and not self._is_elsewhere(listener):
+            if listener in self._all and self.has_file(listener) and not self._is_elsewhere(listener):
                 unlink_socket(listener.socket)
 
     def close(self, listeners: Iterable[Listener]) -> None:
@@ -85,7 +91,7 @@ class PoolListeners:
         self._all.clear()
         self._files.clear()
 
-    def _has_file(self, listener: Listener) -> bool:
+    def has_file(self, listener: Listener) -> bool:
         """Whether who goes to the address comes to `listener`; at a TCP port that is so."""
         return file_of(listener.socket) == self._files[listener]
 

@@ -368,6 +368,44 @@ def test_a_manager_that_is_killed_gets_the_same_socket_again(serve):
     assert os.stat(path).st_ino == before
 
 
+@pytest.fixture
+def made_anew(serve):
+    """A site whose pool has made the file of its socket anew, since it was removed, and the file's path."""
+    served = serve(has_pool=True, pool="")
+    path = served.sockets / "own"
+    served.pool = f'listen = "unix:{path}"\n'
+    served.reload()
+    os.unlink(path)
+    served.errors.wait_for("own was removed: it is made anew")
+    misbehaviour.wait_for(path.exists)
+    return served, path
+
+
+def test_a_pool_that_has_made_its_file_anew_is_changed(made_anew):
+    served, path = made_anew
+    own = served.pool
+    for word in ("second", "third"):
+        served.pool = own + f'env = {{ WORD = "{word}" }}'
+        served.reload()
+        misbehaviour.wait_for(lambda word=word: served.ask("/app/?x")[2] == word)
+    # One manager is left, with the worker and its spawner.
+    misbehaviour.wait_for(lambda: len(support.children(served.master)) == 3)
+    served.pool = ""
+    served.reload()
+    misbehaviour.wait_for(lambda: not path.exists())
+
+
+def test_a_manager_that_is_killed_when_it_has_made_its_file_anew(made_anew):
+    """The socket that it was lent is reached no more: the next one is lent another."""
+    served, _ = made_anew
+    assert served.ask("/app/?x")[2] == "-"
+    (manager,) = [pid for pid in support.children(served.master) if "fcgi_pool" in support.command(pid)]
+    os.kill(manager, signal.SIGKILL)
+    misbehaviour.wait_until_gone(manager)
+    misbehaviour.wait_for(lambda: "fcgi_pool" in "".join(map(support.command, support.children(served.master))))
+    misbehaviour.wait_for(lambda: served.ask("/app/?x")[2:] == ["-"])
+
+
 def test_a_pool_is_added_and_removed(serve):
     served = serve()
     served.has_pool = True
