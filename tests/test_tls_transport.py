@@ -20,7 +20,7 @@ from tests.client_support import directory, request, status
 from tests.corpus_client import Client
 from tests.reader_events import finely, whole
 from tests.test_corpus import CASES, exchange, programs, running
-from tests.tls_support import client_context, connected, self_signed
+from tests.tls_support import KeyUpdates, client_context, connected, self_signed
 
 __all__ = ["directory", "programs"]
 
@@ -299,6 +299,18 @@ def test_records_of_nothing(start, directory):
 
 
 # Ends.
+
+
+def test_a_client_that_asks_for_new_keys_and_takes_none(start, files):
+    """OpenSSL answers each time; what nobody takes is not kept without end."""
+    server = start("--static", str(files))
+    with server.socket() as plain, contextlib.closing(KeyUpdates(plain)) as client:
+        plain.sendall(client.records(request("/large")))
+        # Between bytes of a next request, none of which is looked at before this one has its answer.
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                plain.sendall(b"".join(client.request() + client.records(b"x") for _ in range(500)))
+        server.wait_for_access(r'"GET /large HTTP/1\.1" 499 .*outcome=client-gone')
 
 
 def test_an_end_that_was_meant_is_told(start, directory):

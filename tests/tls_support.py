@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import ctypes.util
 import os
 import re
 import shutil
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.client_support import request
-from tests.support import PATIENCE, Server, need, receive_all
+from tests.support import PATIENCE, Server, missing, need, receive_all
 
 _CA = """
 [ca]
@@ -124,6 +126,53 @@ def client_context(
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
+
+
+class KeyUpdates:
+    """A client that asks for new keys, which Python's library cannot; by OpenSSL itself."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        found = ctypes.util.find_library("ssl")
+        if not found:
+            missing("libssl")
+        self._ssl = library = ctypes.CDLL(found)
+        for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new", "BIO_s_mem", "BIO_new"):
+            getattr(library, name).restype = ctypes.c_void_p
+        self._context = ctypes.c_void_p(library.SSL_CTX_new(ctypes.c_void_p(library.TLS_client_method())))
+        self._connection = ctypes.c_void_p(library.SSL_new(self._context))
+        incoming, self._outgoing = (
+            ctypes.c_void_p(library.BIO_new(ctypes.c_void_p(library.BIO_s_mem()))) for _ in range(2)
+        )
+        self._buffer = ctypes.create_string_buffer(65536)
+        library.SSL_set_bio(self._connection, incoming, self._outgoing)
+        while library.SSL_connect(self._connection) != 1:
+            plain.sendall(self._made())
+            data = plain.recv(65536)
+            assert data
+            library.BIO_write(incoming, data, len(data))
+        plain.sendall(self._made())
+
+    def close(self) -> None:
+        """Give back what OpenSSL holds."""
+        self._ssl.SSL_free(self._connection)
+        self._ssl.SSL_CTX_free(self._context)
+
+    def records(self, data: bytes) -> bytes:
+        """Return the records that carry `data`."""
+        assert self._ssl.SSL_write(self._connection, data, len(data)) == len(data)
+        return self._made()
+
+    def request(self) -> bytes:
+        """Return a record that asks for new keys, as it tells of its own."""
+        assert self._ssl.SSL_key_update(self._connection, 1) == 1  # SSL_KEY_UPDATE_REQUESTED
+        assert self._ssl.SSL_do_handshake(self._connection) == 1
+        return self._made()
+
+    def _made(self) -> bytes:
+        made = b""
+        while (size := self._ssl.BIO_read(self._outgoing, self._buffer, len(self._buffer))) > 0:
+            made += self._buffer[:size]
+        return made
 
 
 @contextlib.contextmanager

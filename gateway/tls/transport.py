@@ -17,6 +17,9 @@ from gateway.tls.contexts import ServerContexts, TlsObject
 _PIECE = 64 * 1024
 # Written in one turn and not yet passed to the socket; beyond, it must learn how much waits.
 _CORKED = 64 * 1024
+# Not taken by the client. What is above it stops at some 600 KiB, so that is the answers to a client that asks for new
+# keys again and again and reads none of them: OpenSSL gives those by itself (RFC 8446 section 4.6.3).
+_MOST_WAITING = 1024 * 1024
 _HANDSHAKE = 0x16  # the type of a client's first record, RFC 8446 section 5.1
 
 
@@ -142,7 +145,10 @@ class TlsTransport(asyncio.Protocol):
             self.abort()
         finally:
             self._is_corked = False
-        self._flush()
+        if self._outgoing.pending:
+            self._flush()
+            if self._raw.get_write_buffer_size() > _MOST_WAITING:
+                self.abort()
 
     def _client_ended(self, protocol: asyncio.Protocol) -> None:
         """The client said that it sends no more."""
