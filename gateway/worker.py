@@ -238,6 +238,8 @@ class Worker:
     def connection_lost(self, connection: Connection) -> None:
         """A connection has ended."""
         self.connections.discard(connection)
+        # Its last request may wait for the collector, since a run and its parts know each other; OpenSSL's memory not.
+        connection.peer.secured = None
         self.did_not_come(connection.peer)
 
     def did_not_come(self, peer: Peer) -> None:

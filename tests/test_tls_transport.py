@@ -161,7 +161,8 @@ def _memory(pid):
     return int(found[1]) * 1024
 
 
-def test_a_connection_that_has_ended_leaves_nothing(start, directory):
+@pytest.mark.parametrize("path", ["/nothing", "/cgi-bin/fine"])
+def test_a_connection_that_has_ended_leaves_nothing(start, directory, path):
     """What OpenSSL holds for it, some 35 KiB, is given back at once, not when the collector comes."""
     server = start(cgi_dir=directory)
     (worker,) = server.workers()
@@ -170,7 +171,7 @@ def test_a_connection_that_has_ended_leaves_nothing(start, directory):
     def come_and_go(times):
         for _ in range(times):
             with connected(server, context) as client:
-                client.sendall(request("/nothing", close=True))
+                client.sendall(request(path, close=True))
                 support.receive_all(client)
 
     come_and_go(50)
