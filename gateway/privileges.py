@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fcgi_pool.account_number import account_number
+from gateway.own_file import open_to_write
+
 if TYPE_CHECKING:
     from gateway.settings import Pool, Settings
 
@@ -84,10 +87,11 @@ class Account:
                     return directory
         return ""
 
-    def own(self, path: str) -> None:
-        """Give a file or directory to the user, if it is one of ours to give."""
-        with contextlib.suppress(OSError):
-            os.chown(path, self.uid, self.gid)
+    def own(self, descriptor: int) -> None:
+        """Give an open file to the user, if it is one of ours to give."""
+        # One with another name, too, may be another's file that somebody has linked to.
+        if os.fstat(descriptor).st_nlink <= 1:
+            os.fchown(descriptor, self.uid, self.gid)
 
 
 def account_of(user: str, group: str) -> Account | None:
@@ -96,12 +100,13 @@ def account_of(user: str, group: str) -> Account | None:
         return None
     try:
         name, uid, gid = _user(user)
-    except KeyError:
+    except (KeyError, ValueError):
         raise UnknownAccount(f"there is no user {user!r}; see getent passwd") from None
     if group:
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-        except KeyError:
+            number = account_number(group)
+            gid = grp.getgrnam(group).gr_gid if number is None else number
+        except (KeyError, ValueError):
             raise UnknownAccount(f"there is no group {group!r}; see getent group") from None
     if os.geteuid():
         if (uid, gid) == (os.geteuid(), os.getegid()):
@@ -112,11 +117,14 @@ def account_of(user: str, group: str) -> Account | None:
 
 
 def _user(user: str) -> tuple[str, int, int]:
-    """Return name, number and group of a user, '' for the present one; raise KeyError. A number needs no name."""
-    if user and not user.isdigit():
+    """Return name, number and group of a user, '' for the present one; raise KeyError or ValueError.
+
+    A number needs no name.
+    """
+    uid = account_number(user) if user else os.geteuid()
+    if uid is None:
         entry = pwd.getpwnam(user)
     else:
-        uid = int(user) if user else os.geteuid()
         try:
             entry = pwd.getpwuid(uid)
         except KeyError:
@@ -161,9 +169,8 @@ def own_logs(settings: Settings) -> None:
     if settings.account:
         for path in (settings.access_log, settings.error_log):
             if path not in ("-", "off"):
-                with contextlib.suppress(OSError):
-                    os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
-                settings.account.own(path)
+                with contextlib.suppress(OSError), open(open_to_write(path, os.O_APPEND), "wb") as file:
+                    settings.account.own(file.fileno())
 
 
 def for_account(pool: Pool, account: Account | None, no_new_privileges: bool = False) -> Pool:

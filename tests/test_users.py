@@ -11,6 +11,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,11 @@ def test_a_trial_runs_each_program_as_its_user(place):
     [
         ('user = "nobody-of-that-name"', r"routes\[1\]\.user: there is no user 'nobody-of-that-name'"),
         ('group = "nobody-of-that-name"', r"routes\[1\]\.group: there is no group 'nobody-of-that-name'"),
+        # The first of these means "stay root" to the kernel.
+        ('user = "4294967295"', r"routes\[1\]\.user: there is no user '4294967295'"),
+        ('group = "4294967295"', r"routes\[1\]\.group: there is no group '4294967295'"),
+        ('user = "99999999999"', r"routes\[1\]\.user: there is no user '99999999999'"),
+        ('user = "²"', r"routes\[1\]\.user: there is no user '²'"),
         ('warm = "reuse"\nlandlock = true', r"routes\[1\]\.warm: reuse does not go with landlock: pools have user, gr"),
         ('warm = "reuse"\nlimits = { cpu = 3 }', r"routes\[1\]\.warm: reuse does not go with limits\.cpu"),
     ],
@@ -327,6 +333,56 @@ def test_logs_are_the_users_after_a_rotation_too(run, place):
 
 def rotated(pid):
     return [link for link in support.links(pid) if link.endswith(".1")]
+
+
+@needs_root
+@pytest.mark.parametrize("key", ["access_log", "error_log", "pid_file"])
+def test_root_does_not_follow_links_of_others(place, key):
+    """Who may write to the directory, a worker's user say, leads it to a file of root's."""
+    place.route("a")
+    logs = place.root / "logs"
+    logs.mkdir()
+    os.chown(logs, BOB, BOB)
+    roots = place.root / "roots"
+    roots.write_text("as it was")
+    (logs / "file").symlink_to(roots)
+    os.chown(logs / "file", BOB, BOB, follow_symlinks=False)
+    place.server = f'user = "{BOB}"\n{key} = "logs/file"'
+    command = [sys.executable, "-m", "gateway", "--config", str(place.write())]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=support.ROOT, timeout=support.PATIENCE, check=False
+    )
+    assert ended.returncode == 2
+    assert "root does not follow a symbolic link that is not root's" in ended.stderr
+    assert (roots.read_text(), roots.stat().st_uid) == ("as it was", 0)
+
+
+@needs_root
+@pytest.mark.parametrize("trap", ["link", "fifo", "other name"])
+def test_a_rotation_gives_nobody_a_file_of_roots(run, place, trap):
+    place.route("a", f'user = "{ALICE}"')
+    logs = place.root / "logs"
+    logs.mkdir()
+    os.chown(logs, BOB, BOB)
+    roots = place.root / "roots"
+    roots.write_text("as it was")
+    place.server = f'user = "{BOB}"\naccess_log = "logs/access"'
+    server = run()
+    (logs / "access").unlink()
+    if trap == "link":
+        (logs / "access").symlink_to(roots)
+        os.chown(logs / "access", BOB, BOB, follow_symlinks=False)
+    elif trap == "fifo":
+        os.mkfifo(logs / "access")
+    else:
+        os.link(roots, logs / "access")
+    os.kill(server.pid, signal.SIGUSR1)
+    # That one is taken after this one.
+    os.kill(server.pid, signal.SIGHUP)
+    server.wait_for_log(r"^gateway: reloaded|not reloaded")
+    assert (roots.read_text(), roots.stat().st_uid) == ("as it was", 0) or trap == "other name"
+    assert roots.stat().st_uid == 0
+    assert who(server, "a")[0] == ALICE
 
 
 @needs_root
