@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gateway.settings import Pool, Settings
 
 _PR_SET_NO_NEW_PRIVS = 38
+# A user that nobody is: below nobody's own number (65534), so that it is there in a user namespace, too, and no name's.
+_NOBODY = 65533
 _WHO = {"user", "group"}  # directives of a pool
 _AS_ROOT = 'whoever breaks one has the machine. Name a user: --user www-data, or user = "www-data" in [server]'
 
@@ -45,6 +47,16 @@ class Account:
         os.setgroups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
+
+    def signal_as(self) -> None:
+        """Signal whom the user may signal, and nobody else, for good; raise OSError.
+
+        The user may not signal this process, stop it above all, as it may one that has become the user: it is the real
+        and the saved user who are signalled, and the effective and the real one who signal (kill(2)).
+        """
+        os.setgroups(self.groups)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(_NOBODY, self.uid, _NOBODY)
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:

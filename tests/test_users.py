@@ -498,6 +498,55 @@ def test_who_kills_its_spawner_at_once_does_not_outlive_it(run, place):
 
 
 @needs_root
+@pytest.mark.parametrize("warm", ["", 'warm = "require"'])
+def test_who_stops_its_spawner_keeps_no_place_from_others(run, place, warm):
+    if warm:
+        need_open_checkout()
+    stops = (
+        "#!/usr/bin/python3\nimport os, signal\nspawner = int(os.environ['QUERY_STRING'])\n"
+        "os.kill(spawner, signal.SIGSTOP)\nsignal.pause()\n"
+    )
+    place.server = 'user = "www-data"\nmax_programs = 2\nscript_timeout = "600s"'
+    place.route("a", f'user = "{ALICE}"\n{warm}', stops=stops, parent_of=PYTHON)
+    place.route("b", f'user = "{BOB}"')
+    server = run()
+    for _ in range(2):
+        (spawner,) = [pid for pid in server.spawners() if uid_of(pid) == ALICE]
+        raw = server.exchange(f"GET /a/stops?{spawner} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert re.match(rb"HTTP/1\.1 50[023] ", raw)
+        server.wait_for_log(rf"spawner 1\.1 of user {ALICE} \(pid {spawner}\) was stopped by a signal; it is killed")
+        assert who(server, "b")[0] == BOB
+        assert server.get("/a/parent-of").status == 200
+
+
+@needs_root
+def test_who_stops_all_that_is_its_users_does_not_stop_the_master(run, place):
+    """What ends a dead spawner's programs as their user is in nobody's hands."""
+    place.server = 'user = "www-data"'
+    place.route("a", f'user = "{ALICE}"')
+    place.route("b", f'user = "{BOB}"')
+    server = run()
+    pid, client = hold(server, "a")
+    spawner = misbehaviour.parent_of(pid)
+    stops = (
+        f"import os, signal\nos.setgroups([])\nos.setresgid({ALICE}, {ALICE}, {ALICE})\n"
+        f"os.setresuid({ALICE}, {ALICE}, {ALICE})\nprint(flush=True)\n"
+        "while True:\n try: os.kill(-1, signal.SIGSTOP)\n except ProcessLookupError: pass\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", stops], stdout=subprocess.PIPE, text=True) as stopper:
+        assert stopper.stdout.readline() == "\n"
+        misbehaviour.wait_until_gone(spawner)
+        misbehaviour.wait_until_gone(pid)
+        (others,) = [pid for pid in server.spawners() if uid_of(pid) == BOB]
+        os.kill(others, signal.SIGKILL)
+        misbehaviour.wait_until_gone(others)
+        assert who(server, "b")[0] == BOB
+        stopper.kill()
+    client.close()
+    misbehaviour.wait_for(lambda: server.get("/a/who").status == 200)
+
+
+@needs_root
 def test_a_second_term_kills_programs_of_other_users_and_ends_well(run, place):
     two(place, 'user = "www-data"\nkill_timeout = 600')
     server = run()
