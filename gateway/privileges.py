@@ -168,12 +168,13 @@ def has_capability(number: int) -> bool:
 
 def as_root(settings: Settings) -> str:
     """Return a warning where the server is root, and workers or programs stay it; '' where none is due."""
-    if os.geteuid() or (settings.account and settings.account.uid):
+    if os.geteuid():
         return ""
-    programs = [confinement.account for confinement in settings.confinements]
-    if all(account and account.uid for account in programs):
-        return f"it runs as root, and so do its workers: {_AS_ROOT}"
-    return f"it runs as root, and so do {'all' if not any(programs) else 'some'} programs: {_AS_ROOT}"
+    programs = [bool(confinement.account and confinement.account.uid) for confinement in settings.confinements]
+    if not all(programs):
+        return f"it runs as root, and so do {'some' if any(programs) else 'all'} programs: {_AS_ROOT}"
+    workers = settings.account and settings.account.uid
+    return "" if workers else f"it runs as root, and so do its workers: {_AS_ROOT}"
 
 
 def own_logs(settings: Settings) -> None:

@@ -592,6 +592,10 @@ def test_where_there_are_no_groups_it_is_said_aloud_and_served(run, place):
         (Confinement(limits=Limits(memory=2048)), signal.SIGSEGV, 0.0, "", False, r"may be for limits\.memory = 2K"),
         (Confinement(limits=Limits(files=9)), 1 << 8, 0.0, "MemoryError", False, r"^$"),
         (
+            Confinement(limits=Limits(files=1)), 127 << 8, 0.0,
+            "libc.so.6: cannot open shared object file: Error 24", False, r"limits\.files = 1",
+        ),
+        (
             Confinement(Account("alice", 1, 1, ()), limits=Limits(processes=9)), 1 << 8, 0.0, "can't start new thread",
             False, r"limits\.processes = 9 of user alice",
         ),

@@ -189,6 +189,26 @@ def test_a_pool_runs_as_the_servers_user_or_its_own(run, place, own):
     server.stop()
 
 
+@needs_root
+def test_a_reload_to_another_user_that_is_refused_leaves_the_pools_within_reach(run, place):
+    need_open_checkout()
+    (place.root / "app.py").write_text(
+        "def application(environ, start_response):\n    start_response('200 OK', [])\n    return [b'here']\n"
+    )
+    place.server = f'user = "{ALICE}"'
+    place.more = (
+        f'[pools.app]\napp = "app:application"\npython = "/usr/bin/python3"\nchdir = "{place.root}"\nmax_children = 1\n'
+        'user = "www-data"\n[[routes]]\npath = "/app/"\nfastcgi = "pool:app"'
+    )
+    server = pooled(run)
+    place.server = f'user = "{BOB}"\npid_file = "no/such/directory/pid"'
+    place.write()
+    os.kill(server.pid, signal.SIGHUP)
+    server.wait_for_log("not reloaded, all stays as it was: .*pid_file")
+    assert server.get("/app/").text == "here"
+    server.stop()
+
+
 # What is not allowed is said in words.
 
 
@@ -282,6 +302,16 @@ def test_mistakes(place, keys, words):
     status, said = place.check()
     assert status == 2
     assert re.search(words, said), said
+
+
+@needs_root
+def test_programs_that_are_root_are_told_of(place):
+    place.server = 'user = "www-data"'
+    place.route("a", 'user = "root"')
+    place.route("b")
+    assert "warning  it runs as root, and so do some programs" in place.check()[1]
+    place.route("a", 'group = "root"')
+    assert "it runs as root" not in place.check()[1]
 
 
 def test_a_user_is_for_programs_alone(place):
