@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+_STRANGE = "root does not follow a symbolic link that is not root's"
+
 
 def open_to_write(path: str, more: int = 0) -> int:
     """Return a descriptor to write to a file, created where it is missing; raise OSError. `more`: flags of open(2).
@@ -21,9 +23,22 @@ def open_to_write(path: str, more: int = 0) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        if os.lstat(path).st_uid:
-            words = "root does not follow a symbolic link that is not root's"
-            raise PermissionError(errno.EPERM, words, path) from None
-        descriptor = os.open(path, flags, 0o644)
+        descriptor = os.open(_target(path), flags, 0o644)
     os.set_blocking(descriptor, True)
     return descriptor
+
+
+def link_trouble(path: str) -> str:
+    """Return why a symbolic link at `path` is not followed, "" where there is none or it is."""
+    return _STRANGE if not os.geteuid() and os.path.islink(path) and os.lstat(path).st_uid else ""
+
+
+def _target(path: str) -> str:
+    """Return where a symbolic link of root's leads to; raise OSError. It is held: it may be replaced meanwhile."""
+    link = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(link).st_uid:
+            raise PermissionError(errno.EPERM, _STRANGE, path)
+        return os.path.join(os.path.dirname(path), os.readlink("", dir_fd=link))
+    finally:
+        os.close(link)

@@ -385,6 +385,29 @@ def test_root_does_not_follow_links_of_others(place, key):
     assert ended.returncode == 2
     assert "root does not follow a symbolic link that is not root's" in ended.stderr
     assert (roots.read_text(), roots.stat().st_uid) == ("as it was", 0)
+    assert re.search(r"FAILS  .*logs/file: root does not follow a symbolic link", place.check()[1])
+    os.chown(logs / "file", 0, 0, follow_symlinks=False)
+    assert "FAILS" not in place.check()[1]
+
+
+@needs_root
+@pytest.mark.parametrize("target", ["aim", "{root}/aim", "/dev/stdout"])
+def test_root_follows_links_of_its_own(run, place, target):
+    place.route("a", f'user = "{ALICE}"')
+    (place.root / "link").symlink_to(target.format(root=place.root))
+    place.server = 'user = "www-data"\nerror_log = "link"'
+    command = [sys.executable, "-m", "gateway", "--config", str(place.write())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=support.ROOT) as server:
+        if target == "/dev/stdout":
+            said = iter(server.stdout.readline, "")
+            assert any("ready" in line for line in said)
+        else:
+            aim = place.root / "aim"
+            misbehaviour.wait_for(lambda: aim.exists() and "ready" in aim.read_text())
+            assert aim.stat().st_uid == pwd.getpwnam("www-data").pw_uid
+        server.terminate()
+        server.communicate()
+        assert server.returncode == 0
 
 
 @needs_root
