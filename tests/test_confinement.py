@@ -466,6 +466,11 @@ def test_a_group_has_its_limits(tree):
     found = [(directory / name).read_text() for name in ("memory.max", "pids.max", "cpu.max")]
     assert found == ["1024", "5", "50000 100000"]
     assert cgroups.directory(CONFINED) != cgroups.directory(Confinement(cgroup=CgroupLimits(memory=1024)))
+    many = Confinement(cgroup=CgroupLimits(processes=10_000_000))
+    Path(cgroups.directory(many)).mkdir()
+    (limit := Path(cgroups.directory(many), "pids.max")).touch()
+    cgroups.make(many)
+    assert limit.read_text() == "4194304"
     events = directory / "memory.events"
     events.write_text("low 0\noom_kill 2\n")
     watch = OomWatch(str(directory))

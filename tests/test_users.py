@@ -9,6 +9,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from fcgi_pool.listener import set_access
 from gateway.cgi.roll import Roll
 from gateway.control_words import LEFT, left_in
 from gateway.privileges import Account, account_of
@@ -692,3 +694,20 @@ def test_the_directory_of_a_killed_server_goes_with_the_next_start(serve, place,
     other.stop()
     lives.stop()
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@needs_root
+def test_who_replaces_a_socket_by_a_link_has_no_file_given(place):
+    """Between its making and the moment in which owner and mode are set."""
+    roots = place.root / "roots"
+    roots.write_text("")
+    roots.chmod(0o600)
+    (place.root / "socket").symlink_to(roots)
+    with pytest.raises(FileNotFoundError, match="has been replaced"):
+        set_access(str(place.root / "socket"), 0o666, ALICE, ALICE)
+    assert (roots.stat().st_uid, roots.stat().st_mode & 0o777) == (0, 0o600)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path := str(place.root / "real"))
+        set_access(path, 0o666, ALICE, BOB)
+        found = os.stat(path)
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (ALICE, BOB, 0o666)
