@@ -15,6 +15,7 @@ from fcgi_pool.listener import Address, AddressError
 from gateway import diagnosis
 from gateway.cgi.output import HEADER_LIMIT, BadOutput, Header, HeaderReader
 from gateway.cgi.variables import Script, connection_variables, http_variable, mount_variables, request_variables
+from gateway.confinement.model import Confinement
 from gateway.http.message import Request
 from gateway.log_file import escape
 from gateway.routing import BadPath, Router, normalise
@@ -235,9 +236,9 @@ def test_scarcity_is_503_and_the_rest_is_explained(tmp_path: Path) -> None:
     program.write_text("#!/nowhere/python2\n")
     program.chmod(0o755)
     path = os.fsencode(program)
-    assert diagnosis.start_failed(path, "exec", errno.EAGAIN).status == 503
-    assert diagnosis.start_failed(path, "exec", errno.EAGAIN).retry_after > 0
-    missing = diagnosis.start_failed(path, "exec", errno.ENOENT)
+    assert diagnosis.start_failed(path, "exec", errno.EAGAIN, Confinement()).status == 503
+    assert diagnosis.start_failed(path, "exec", errno.EAGAIN, Confinement()).retry_after > 0
+    missing = diagnosis.start_failed(path, "exec", errno.ENOENT, Confinement())
     assert missing.status == 500
     assert "the interpreter /nowhere/python2 named in line 1 does not exist" in missing.words
-    assert diagnosis.start_failed(path + b"x", "exec", errno.ENOENT).status == 404
+    assert diagnosis.start_failed(path + b"x", "exec", errno.ENOENT, Confinement()).status == 404

@@ -402,14 +402,13 @@ def test_a_client_that_leaves_aborts_the_request(server, peer, how, begun):
 
 
 def test_a_client_that_leaves_in_mid_upload_to_the_server(server, peer):
-    """What is left of the body never comes, and its end neither."""
+    """What is left of the body never comes; an ABORT only if it happens to be between two records."""
     body = bytes(16 * MIB)
     client = ask(server, "POST /app/", body)
     call = peer.take_begun()
     misbehaviour.vanish(client)
     call.wait_for_close()
     assert len(call.body) < len(body)
-    assert not call.aborted
     server.wait_for_access(r'"POST /app/ HTTP/1\.1" 499 .* outcome=client-gone')
 
 

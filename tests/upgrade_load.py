@@ -75,8 +75,9 @@ class Torment:
             self.done["KILL"] += 1
 
 
-def main(requests: int) -> int:
-    """Torment a server until so many requests have been made; return 1 if one was lost without need."""
+def run(requests: int) -> tuple[str, list[str]]:
+    """Torment a server until so many requests have been made, and it has been upgraded; return a report, and who was
+    lost without need."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         gate = misbehaviour.Gate(directory / "gate")
@@ -90,23 +91,30 @@ def main(requests: int) -> int:
                     load.start(path, keep, secure)
             torment = Torment(served)
             try:
-                while load.count < requests:
+                while load.count < requests or " serves; pid " not in served.errors.text:
                     torment.act()
                     time.sleep(0.02)
             except BaseException:
                 print("\n".join(served.errors.text.splitlines()[-60:]))
                 raise
             load.end()
-            reloads = served.errors.text.count("gateway: reloaded")
-            upgrades = served.errors.text.count(" serves; pid ")
-            refused = [line for line in served.errors.text.splitlines() if "not reloaded" in line or "failed" in line]
-            lost = [failure for failure in load.failures if failure.port not in torment.hurt]
+            text = served.errors.text
+            lost = [str(failure) for failure in load.failures if failure.port not in torment.hurt]
             _settle(served)
         gate.close()
-    print(f"{load.count} requests, sent {dict(torment.done)}: {reloads} reloads, {upgrades} upgrades")
-    print(f"{len(load.failures)} failed, {len(lost)} of them in nobody's hands that was killed")
-    for line in [*map(str, lost[:20]), *refused[:20]]:
-        print("   ", line)
+    lines = [
+        f"{load.count} requests, sent {dict(torment.done)}: {text.count('gateway: reloaded')} reloads, "
+        f"{text.count(' serves; pid ')} upgrades",
+        f"{len(load.failures)} failed, {len(lost)} of them in nobody's hands that was killed",
+        *[line for line in text.splitlines() if "not reloaded" in line or "failed" in line][:20],
+    ]
+    return "\n".join(lines), lost
+
+
+def main(requests: int) -> int:
+    """Do it from the command line."""
+    report, lost = run(requests)
+    print("\n    ".join([report, *lost[:20]]))
     return 1 if lost else 0
 
 

@@ -171,7 +171,8 @@ def waiting(server: support.Server) -> set[int]:
 def pythons() -> list[str]:
     """The Pythons of this machine that a warm interpreter can be of, one of each version."""
     found = [f"/usr/bin/python3.{minor}" for minor in range(8, 15)]
-    found += sorted(map(str, Path("/root/.pyenv/versions").glob("3.*/bin/python3")))
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found += sorted(map(str, pyenv.glob("versions/3.*/bin/python3")))
     found += [path for minor in range(8, 15) if (path := shutil.which(f"python3.{minor}"))]
     known: dict[str, str] = {}
     for path in found:
