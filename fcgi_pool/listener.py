@@ -134,11 +134,19 @@ def _why_not_bound(error: OSError, host: str, port: int) -> str:
 def set_access(path: str, mode: int, owner: int = -1, group: int = -1) -> None:
     """Say who may connect to the Unix socket at `path`, which is the key to what it serves; raise OSError.
 
-    Owner and group first: until the mode is set, nobody else may.
+    Owner and group first: until the mode is set, nobody else may. Who may write to the directory could put a symbolic
+    link in its place meanwhile, so it is held, and not found by its name again.
     """
-    if owner != -1 or group != -1:
-        os.chown(path, owner, group)
-    os.chmod(path, mode)
+    held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(held).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "the socket has been replaced", path)
+        found = f"/proc/self/fd/{held}"
+        if owner != -1 or group != -1:
+            os.chown(found, owner, group)
+        os.chmod(found, mode)
+    finally:
+        os.close(held)
 
 
 def _listen_unix(path: str, mode: int, owner: int, group: int, backlog: int) -> socket.socket:

@@ -11,6 +11,7 @@ import pwd
 import shutil
 import sys
 
+from fcgi_pool.account_number import account_number
 from fcgi_pool.config import ConfigError, PoolConfig
 from fcgi_pool.process import Launch
 
@@ -88,21 +89,22 @@ def _account(config: PoolConfig) -> tuple[int | None, int | None, tuple[int, ...
 
 
 def _passwd(config: PoolConfig, key: str, value: str) -> tuple[int, int, str, str]:
+    number = None
     try:
-        entry = pwd.getpwuid(int(value)) if value.isdigit() else pwd.getpwnam(value)
-    except KeyError:
-        if value.isdigit():
-            return int(value), int(value), "", ""
+        number = account_number(value)
+        entry = pwd.getpwnam(value) if number is None else pwd.getpwuid(number)
+    except (KeyError, ValueError):
+        if number is not None:
+            return number, number, "", ""
         raise ConfigError(f"pools.{config.name}.{key} = {value!r}: there is no such user; see getent passwd") from None
     return entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir
 
 
 def _group(config: PoolConfig, key: str, value: str) -> int:
-    if value.isdigit():
-        return int(value)
     try:
-        return grp.getgrnam(value).gr_gid
-    except KeyError:
+        number = account_number(value)
+        return grp.getgrnam(value).gr_gid if number is None else number
+    except (KeyError, ValueError):
         raise ConfigError(f"pools.{config.name}.{key} = {value!r}: there is no such group; see getent group") from None
 
 

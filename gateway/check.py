@@ -11,6 +11,7 @@ from gateway.cgi.warm.shebang import recipe_for
 from gateway.clients.settings import ClientSettings
 from gateway.confinement.confines import unenforced
 from gateway.diagnosis import access_trouble, interpreter_trouble, is_a_script
+from gateway.own_file import link_trouble
 from gateway.privileges import Account, as_root
 from gateway.settings import CgiMount, FastCgiMount, Route, Settings, SiteMount, StaticMount
 from gateway.tls.report import certificate_report
@@ -83,6 +84,8 @@ def _faults(settings: Settings) -> Iterator[str]:
 def _trouble_of_file(path: str) -> str:
     if os.path.isdir(path):
         return "it is a directory"
+    if trouble := link_trouble(path):
+        return trouble
     directory = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(directory):
         return f"the directory {directory} does not exist"

@@ -31,7 +31,7 @@ from gateway.options import DEFAULT_LISTEN, DEFAULT_PREFIX, make_parser
 from gateway.places import directory_trouble, installation_trouble, module_trouble, prefix_trouble, spool_trouble
 from gateway.pools import check_pool, default_children
 from gateway.prepare import prepare
-from gateway.private_directory import let_in, private_directory
+from gateway.private_directory import let_pass, private_directory
 from gateway.privileges import Account, UnknownAccount, account_of, for_account, for_worker
 from gateway.settings import (
     CgiMount,
@@ -208,10 +208,10 @@ def _serve(options: argparse.Namespace, sockets: str) -> int:
 
 
 def _settings_with(options: argparse.Namespace, sockets: str) -> Settings:
-    """Return the settings, with a directory `sockets` that their user may look into."""
+    """Return the settings, with a directory `sockets` that their user may pass."""
     settings = read_settings(options, sockets)
-    if sockets:
-        let_in(sockets, settings.account)
+    if sockets and settings.account:
+        let_pass(sockets)
     return settings
 
 

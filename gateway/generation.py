@@ -213,6 +213,13 @@ class Generation:
                 return True
         return False
 
+    def stopped(self, pid: int) -> None:
+        """A process was stopped. A spawner's programs may do that to it, and let others wait for ever: it is killed."""
+        spawners = {child.pid: child.name for crew in self._spawners for child in crew}
+        if pid in spawners or pid in self._leaving:
+            self._log.error(f"{spawners.get(pid, 'a spawner')} (pid {pid}) was stopped by a signal; it is killed")
+            send_signal(pid, signal.SIGKILL)
+
     def _died(self, child: Child, status: int) -> None:
         pid, child.pid = child.pid, 0
         number = child.number - 1
@@ -332,7 +339,7 @@ class Generation:
 
         def kill() -> None:
             if account:
-                account.become()
+                account.signal_as()
             for pid in find():
                 signal_group(pid, signal.SIGKILL)
 

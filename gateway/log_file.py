@@ -6,6 +6,8 @@ import os
 import re
 import sys
 
+from gateway.own_file import open_to_write
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\\"\ud800-\udfff]")
 
 
@@ -40,7 +42,7 @@ class LogFile:
         if self.path == "-":
             self._descriptor = self._standard
         elif self.path != "off":
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = open_to_write(self.path, os.O_APPEND)
 
     @property
     def is_off(self) -> bool:

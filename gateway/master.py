@@ -149,11 +149,15 @@ class Master:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 return
             if not pid:
                 return
+            if os.WIFSTOPPED(status):
+                for generation in self._generations:
+                    generation.stopped(pid)
+                continue
             if self._successor and self._successor.reaped(pid, status):
                 if not self._successor.is_ready:
                     self._successor = None

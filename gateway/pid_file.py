@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from gateway.own_file import open_to_write
+
 
 class PidFile:
     """The file at `path`; none for ''."""
@@ -16,7 +18,7 @@ class PidFile:
         """Raise OSError if it cannot be written; change nothing."""
         if self.path:
             is_new = not os.path.exists(self.path)
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            os.close(open_to_write(self.path))
             if is_new:
                 os.unlink(self.path)
 
@@ -27,7 +29,7 @@ class PidFile:
         """
         if self.path:
             data = b"%d\n" % os.getpid()
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = open_to_write(self.path)
             try:
                 os.pwrite(descriptor, data, 0)
                 os.ftruncate(descriptor, len(data))

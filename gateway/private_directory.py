@@ -13,8 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from gateway.privileges import Account
-
 _PREFIX = "gateway_"
 # Until it is locked it has another name, by which nobody looks for it.
 _UNLOCKED = ".gateway_"
@@ -22,7 +20,7 @@ _UNLOCKED = ".gateway_"
 
 @contextlib.contextmanager
 def private_directory() -> Iterator[str]:
-    """Give a new directory that only this user can enter; it is removed at the end. Raise OSError."""
+    """Give a new directory that only this user can enter, see `let_pass`; it is removed at the end. Raise OSError."""
     place = tempfile.gettempdir()
     _remove_abandoned(place)
     made = tempfile.mkdtemp(prefix=_UNLOCKED, dir=place)
@@ -39,11 +37,12 @@ def private_directory() -> Iterator[str]:
         os.close(lock)
 
 
-def let_in(path: str, account: Account | None) -> None:
-    """Let the group of a user pass a private directory, which stays our own."""
-    if account:
-        os.chown(path, -1, account.gid)
-        os.chmod(path, 0o710)
+def let_pass(path: str) -> None:
+    """Let other users pass a private directory: who may connect to a socket in it is told by the socket's own mode.
+
+    So workers of several users, before and after a reload, have what is theirs.
+    """
+    os.chmod(path, 0o711)
 
 
 def _remove_abandoned(place: str) -> None:

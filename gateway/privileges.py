@@ -16,10 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fcgi_pool.account_number import account_number
+from gateway.own_file import open_to_write
+
 if TYPE_CHECKING:
     from gateway.settings import Pool, Settings
 
 _PR_SET_NO_NEW_PRIVS = 38
+# A user that nobody is: below nobody's own number (65534), so that it is there in a user namespace, too, and no name's.
+_NOBODY = 65533
 _WHO = {"user", "group"}  # directives of a pool
 _AS_ROOT = 'whoever breaks one has the machine. Name a user: --user www-data, or user = "www-data" in [server]'
 
@@ -42,6 +47,16 @@ class Account:
         os.setgroups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
+
+    def signal_as(self) -> None:
+        """Signal whom the user may signal, and nobody else, for good; raise OSError.
+
+        The user may not signal this process, stop it above all, as it may one that has become the user: it is the real
+        and the saved user who are signalled, and the effective and the real one who signal (kill(2)).
+        """
+        os.setgroups(self.groups)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(_NOBODY, self.uid, _NOBODY)
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
@@ -84,10 +99,11 @@ class Account:
                     return directory
         return ""
 
-    def own(self, path: str) -> None:
-        """Give a file or directory to the user, if it is one of ours to give."""
-        with contextlib.suppress(OSError):
-            os.chown(path, self.uid, self.gid)
+    def own(self, descriptor: int) -> None:
+        """Give an open file to the user, if it is one of ours to give."""
+        # One with another name, too, may be another's file that somebody has linked to.
+        if os.fstat(descriptor).st_nlink <= 1:
+            os.fchown(descriptor, self.uid, self.gid)
 
 
 def account_of(user: str, group: str) -> Account | None:
@@ -96,12 +112,13 @@ def account_of(user: str, group: str) -> Account | None:
         return None
     try:
         name, uid, gid = _user(user)
-    except KeyError:
+    except (KeyError, ValueError):
         raise UnknownAccount(f"there is no user {user!r}; see getent passwd") from None
     if group:
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-        except KeyError:
+            number = account_number(group)
+            gid = grp.getgrnam(group).gr_gid if number is None else number
+        except (KeyError, ValueError):
             raise UnknownAccount(f"there is no group {group!r}; see getent group") from None
     if os.geteuid():
         if (uid, gid) == (os.geteuid(), os.getegid()):
@@ -112,11 +129,14 @@ def account_of(user: str, group: str) -> Account | None:
 
 
 def _user(user: str) -> tuple[str, int, int]:
-    """Return name, number and group of a user, '' for the present one; raise KeyError. A number needs no name."""
-    if user and not user.isdigit():
+    """Return name, number and group of a user, '' for the present one; raise KeyError or ValueError.
+
+    A number needs no name.
+    """
+    uid = account_number(user) if user else os.geteuid()
+    if uid is None:
         entry = pwd.getpwnam(user)
     else:
-        uid = int(user) if user else os.geteuid()
         try:
             entry = pwd.getpwuid(uid)
         except KeyError:
@@ -148,12 +168,13 @@ def has_capability(number: int) -> bool:
 
 def as_root(settings: Settings) -> str:
     """Return a warning where the server is root, and workers or programs stay it; '' where none is due."""
-    if os.geteuid() or (settings.account and settings.account.uid):
+    if os.geteuid():
         return ""
-    programs = [confinement.account for confinement in settings.confinements]
-    if all(account and account.uid for account in programs):
-        return f"it runs as root, and so do its workers: {_AS_ROOT}"
-    return f"it runs as root, and so do {'all' if not any(programs) else 'some'} programs: {_AS_ROOT}"
+    programs = [bool(confinement.account and confinement.account.uid) for confinement in settings.confinements]
+    if not all(programs):
+        return f"it runs as root, and so do {'some' if any(programs) else 'all'} programs: {_AS_ROOT}"
+    workers = settings.account and settings.account.uid
+    return "" if workers else f"it runs as root, and so do its workers: {_AS_ROOT}"
 
 
 def own_logs(settings: Settings) -> None:
@@ -161,9 +182,8 @@ def own_logs(settings: Settings) -> None:
     if settings.account:
         for path in (settings.access_log, settings.error_log):
             if path not in ("-", "off"):
-                with contextlib.suppress(OSError):
-                    os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
-                settings.account.own(path)
+                with contextlib.suppress(OSError), open(open_to_write(path, os.O_APPEND), "wb") as file:
+                    settings.account.own(file.fileno())
 
 
 def for_account(pool: Pool, account: Account | None, no_new_privileges: bool = False) -> Pool:

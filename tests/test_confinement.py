@@ -466,6 +466,11 @@ def test_a_group_has_its_limits(tree):
     found = [(directory / name).read_text() for name in ("memory.max", "pids.max", "cpu.max")]
     assert found == ["1024", "5", "50000 100000"]
     assert cgroups.directory(CONFINED) != cgroups.directory(Confinement(cgroup=CgroupLimits(memory=1024)))
+    many = Confinement(cgroup=CgroupLimits(processes=10_000_000))
+    Path(cgroups.directory(many)).mkdir()
+    (limit := Path(cgroups.directory(many), "pids.max")).touch()
+    cgroups.make(many)
+    assert limit.read_text() == "4194304"
     events = directory / "memory.events"
     events.write_text("low 0\noom_kill 2\n")
     watch = OomWatch(str(directory))
@@ -591,6 +596,10 @@ def test_where_there_are_no_groups_it_is_said_aloud_and_served(run, place):
         (CONFINED, 1 << 8, 0.0, "sh: 0: Cannot fork", False, r"that may be for cgroup\.processes = 5"),
         (Confinement(limits=Limits(memory=2048)), signal.SIGSEGV, 0.0, "", False, r"may be for limits\.memory = 2K"),
         (Confinement(limits=Limits(files=9)), 1 << 8, 0.0, "MemoryError", False, r"^$"),
+        (
+            Confinement(limits=Limits(files=1)), 127 << 8, 0.0,
+            "libc.so.6: cannot open shared object file: Error 24", False, r"limits\.files = 1",
+        ),
         (
             Confinement(Account("alice", 1, 1, ()), limits=Limits(processes=9)), 1 << 8, 0.0, "can't start new thread",
             False, r"limits\.processes = 9 of user alice",

@@ -268,6 +268,7 @@ TRUE = ["--pool", "/app/=true"]
         ("request_terminate_timeout=soon", "5m"),
         ("request_slowlog_timeout=1s", "slowlog"),
         ("user=nobody-of-that-name", "no such user"),
+        ("user=4294967295", "no such user"),
         ("chdir=/no/such/directory", "no such directory"),
         # The front's to decide.
         ("command=php-cgi", "--pool"),

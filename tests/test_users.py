@@ -9,12 +9,15 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from fcgi_pool.listener import set_access
 from gateway.cgi.roll import Roll
 from gateway.control_words import LEFT, left_in
 from gateway.privileges import Account, account_of
@@ -188,6 +191,26 @@ def test_a_pool_runs_as_the_servers_user_or_its_own(run, place, own):
     server.stop()
 
 
+@needs_root
+def test_a_reload_to_another_user_that_is_refused_leaves_the_pools_within_reach(run, place):
+    need_open_checkout()
+    (place.root / "app.py").write_text(
+        "def application(environ, start_response):\n    start_response('200 OK', [])\n    return [b'here']\n"
+    )
+    place.server = f'user = "{ALICE}"'
+    place.more = (
+        f'[pools.app]\napp = "app:application"\npython = "/usr/bin/python3"\nchdir = "{place.root}"\nmax_children = 1\n'
+        'user = "www-data"\n[[routes]]\npath = "/app/"\nfastcgi = "pool:app"'
+    )
+    server = pooled(run)
+    place.server = f'user = "{BOB}"\npid_file = "no/such/directory/pid"'
+    place.write()
+    os.kill(server.pid, signal.SIGHUP)
+    server.wait_for_log("not reloaded, all stays as it was: .*pid_file")
+    assert server.get("/app/").text == "here"
+    server.stop()
+
+
 # What is not allowed is said in words.
 
 
@@ -266,6 +289,11 @@ def test_a_trial_runs_each_program_as_its_user(place):
     [
         ('user = "nobody-of-that-name"', r"routes\[1\]\.user: there is no user 'nobody-of-that-name'"),
         ('group = "nobody-of-that-name"', r"routes\[1\]\.group: there is no group 'nobody-of-that-name'"),
+        # The first of these means "stay root" to the kernel.
+        ('user = "4294967295"', r"routes\[1\]\.user: there is no user '4294967295'"),
+        ('group = "4294967295"', r"routes\[1\]\.group: there is no group '4294967295'"),
+        ('user = "99999999999"', r"routes\[1\]\.user: there is no user '99999999999'"),
+        ('user = "²"', r"routes\[1\]\.user: there is no user '²'"),
         ('warm = "reuse"\nlandlock = true', r"routes\[1\]\.warm: reuse does not go with landlock: pools have user, gr"),
         ('warm = "reuse"\nlimits = { cpu = 3 }', r"routes\[1\]\.warm: reuse does not go with limits\.cpu"),
     ],
@@ -276,6 +304,16 @@ def test_mistakes(place, keys, words):
     status, said = place.check()
     assert status == 2
     assert re.search(words, said), said
+
+
+@needs_root
+def test_programs_that_are_root_are_told_of(place):
+    place.server = 'user = "www-data"'
+    place.route("a", 'user = "root"')
+    place.route("b")
+    assert "warning  it runs as root, and so do some programs" in place.check()[1]
+    place.route("a", 'group = "root"')
+    assert "it runs as root" not in place.check()[1]
 
 
 def test_a_user_is_for_programs_alone(place):
@@ -327,6 +365,79 @@ def test_logs_are_the_users_after_a_rotation_too(run, place):
 
 def rotated(pid):
     return [link for link in support.links(pid) if link.endswith(".1")]
+
+
+@needs_root
+@pytest.mark.parametrize("key", ["access_log", "error_log", "pid_file"])
+def test_root_does_not_follow_links_of_others(place, key):
+    """Who may write to the directory, a worker's user say, leads it to a file of root's."""
+    place.route("a")
+    logs = place.root / "logs"
+    logs.mkdir()
+    os.chown(logs, BOB, BOB)
+    roots = place.root / "roots"
+    roots.write_text("as it was")
+    (logs / "file").symlink_to(roots)
+    os.chown(logs / "file", BOB, BOB, follow_symlinks=False)
+    place.server = f'user = "{BOB}"\n{key} = "logs/file"'
+    command = [sys.executable, "-m", "gateway", "--config", str(place.write())]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=support.ROOT, timeout=support.PATIENCE, check=False
+    )
+    assert ended.returncode == 2
+    assert "root does not follow a symbolic link that is not root's" in ended.stderr
+    assert (roots.read_text(), roots.stat().st_uid) == ("as it was", 0)
+    assert re.search(r"FAILS  .*logs/file: root does not follow a symbolic link", place.check()[1])
+    os.chown(logs / "file", 0, 0, follow_symlinks=False)
+    assert "FAILS" not in place.check()[1]
+
+
+@needs_root
+@pytest.mark.parametrize("target", ["aim", "{root}/aim", "/dev/stdout"])
+def test_root_follows_links_of_its_own(run, place, target):
+    place.route("a", f'user = "{ALICE}"')
+    (place.root / "link").symlink_to(target.format(root=place.root))
+    place.server = 'user = "www-data"\nerror_log = "link"'
+    command = [sys.executable, "-m", "gateway", "--config", str(place.write())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=support.ROOT) as server:
+        if target == "/dev/stdout":
+            said = iter(server.stdout.readline, "")
+            assert any("ready" in line for line in said)
+        else:
+            aim = place.root / "aim"
+            misbehaviour.wait_for(lambda: aim.exists() and "ready" in aim.read_text())
+            assert aim.stat().st_uid == pwd.getpwnam("www-data").pw_uid
+        server.terminate()
+        server.communicate()
+        assert server.returncode == 0
+
+
+@needs_root
+@pytest.mark.parametrize("trap", ["link", "fifo", "other name"])
+def test_a_rotation_gives_nobody_a_file_of_roots(run, place, trap):
+    place.route("a", f'user = "{ALICE}"')
+    logs = place.root / "logs"
+    logs.mkdir()
+    os.chown(logs, BOB, BOB)
+    roots = place.root / "roots"
+    roots.write_text("as it was")
+    place.server = f'user = "{BOB}"\naccess_log = "logs/access"'
+    server = run()
+    (logs / "access").unlink()
+    if trap == "link":
+        (logs / "access").symlink_to(roots)
+        os.chown(logs / "access", BOB, BOB, follow_symlinks=False)
+    elif trap == "fifo":
+        os.mkfifo(logs / "access")
+    else:
+        os.link(roots, logs / "access")
+    os.kill(server.pid, signal.SIGUSR1)
+    # That one is taken after this one.
+    os.kill(server.pid, signal.SIGHUP)
+    server.wait_for_log(r"^gateway: reloaded|not reloaded")
+    assert (roots.read_text(), roots.stat().st_uid) == ("as it was", 0) or trap == "other name"
+    assert roots.stat().st_uid == 0
+    assert who(server, "a")[0] == ALICE
 
 
 @needs_root
@@ -442,6 +553,55 @@ def test_who_kills_its_spawner_at_once_does_not_outlive_it(run, place):
 
 
 @needs_root
+@pytest.mark.parametrize("warm", ["", 'warm = "require"'])
+def test_who_stops_its_spawner_keeps_no_place_from_others(run, place, warm):
+    if warm:
+        need_open_checkout()
+    stops = (
+        "#!/usr/bin/python3\nimport os, signal\nspawner = int(os.environ['QUERY_STRING'])\n"
+        "os.kill(spawner, signal.SIGSTOP)\nsignal.pause()\n"
+    )
+    place.server = 'user = "www-data"\nmax_programs = 2\nscript_timeout = "600s"'
+    place.route("a", f'user = "{ALICE}"\n{warm}', stops=stops, parent_of=PYTHON)
+    place.route("b", f'user = "{BOB}"')
+    server = run()
+    for _ in range(2):
+        (spawner,) = [pid for pid in server.spawners() if uid_of(pid) == ALICE]
+        raw = server.exchange(f"GET /a/stops?{spawner} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert re.match(rb"HTTP/1\.1 50[023] ", raw)
+        server.wait_for_log(rf"spawner 1\.1 of user {ALICE} \(pid {spawner}\) was stopped by a signal; it is killed")
+        assert who(server, "b")[0] == BOB
+        assert server.get("/a/parent-of").status == 200
+
+
+@needs_root
+def test_who_stops_all_that_is_its_users_does_not_stop_the_master(run, place):
+    """What ends a dead spawner's programs as their user is in nobody's hands."""
+    place.server = 'user = "www-data"'
+    place.route("a", f'user = "{ALICE}"')
+    place.route("b", f'user = "{BOB}"')
+    server = run()
+    pid, client = hold(server, "a")
+    spawner = misbehaviour.parent_of(pid)
+    stops = (
+        f"import os, signal\nos.setgroups([])\nos.setresgid({ALICE}, {ALICE}, {ALICE})\n"
+        f"os.setresuid({ALICE}, {ALICE}, {ALICE})\nprint(flush=True)\n"
+        "while True:\n try: os.kill(-1, signal.SIGSTOP)\n except ProcessLookupError: pass\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", stops], stdout=subprocess.PIPE, text=True) as stopper:
+        assert stopper.stdout.readline() == "\n"
+        misbehaviour.wait_until_gone(spawner)
+        misbehaviour.wait_until_gone(pid)
+        (others,) = [pid for pid in server.spawners() if uid_of(pid) == BOB]
+        os.kill(others, signal.SIGKILL)
+        misbehaviour.wait_until_gone(others)
+        assert who(server, "b")[0] == BOB
+        stopper.kill()
+    client.close()
+    misbehaviour.wait_for(lambda: server.get("/a/who").status == 200)
+
+
+@needs_root
 def test_a_second_term_kills_programs_of_other_users_and_ends_well(run, place):
     two(place, 'user = "www-data"\nkill_timeout = 600')
     server = run()
@@ -534,3 +694,20 @@ def test_the_directory_of_a_killed_server_goes_with_the_next_start(serve, place,
     other.stop()
     lives.stop()
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@needs_root
+def test_who_replaces_a_socket_by_a_link_has_no_file_given(place):
+    """Between its making and the moment in which owner and mode are set."""
+    roots = place.root / "roots"
+    roots.write_text("")
+    roots.chmod(0o600)
+    (place.root / "socket").symlink_to(roots)
+    with pytest.raises(FileNotFoundError, match="has been replaced"):
+        set_access(str(place.root / "socket"), 0o666, ALICE, ALICE)
+    assert (roots.stat().st_uid, roots.stat().st_mode & 0o777) == (0, 0o600)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path := str(place.root / "real"))
+        set_access(path, 0o666, ALICE, BOB)
+        found = os.stat(path)
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (ALICE, BOB, 0o666)

@@ -378,6 +378,9 @@ def _catch_signals() -> socket.socket:
             signal.signal(number, _do_nothing)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGXCPU):
         signal.signal(number, _do_nothing)
+    # Nor does the terminal's Ctrl-Z stop it.
+    for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, _do_nothing)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return reading
 

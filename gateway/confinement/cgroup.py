@@ -18,6 +18,7 @@ from gateway.confinement.model import CgroupLimits, Confinement
 
 _OWN = "server"
 _PERIOD = 100_000  # microseconds over which CPU time is counted (cpu.max); the kernel's default
+_MOST_PIDS = 2**22  # PID_MAX_LIMIT: pids.max takes no larger number, and there can be no more
 _CURE = "start the server by a unit of systemd with Delegate=yes, or by systemd-run --scope -p Delegate=yes"
 
 
@@ -38,7 +39,7 @@ def _files(limits: CgroupLimits) -> list[_File]:
     if limits.memory is not None:
         found.append(_File("memory", "memory.max", str(limits.memory)))
     if limits.processes is not None:
-        found.append(_File("pids", "pids.max", str(limits.processes)))
+        found.append(_File("pids", "pids.max", str(min(limits.processes, _MOST_PIDS))))
     if limits.cpu is not None:
         found.append(_File("cpu", "cpu.max", f"{max(1000, round(limits.cpu * _PERIOD))} {_PERIOD}"))
     return found

@@ -22,7 +22,7 @@ _COMPLAINTS = (
         "processes",
         re.compile(r"Resource temporarily unavailable|[Cc]an(?:no|')t fork|can't start new thread|unable to fork"),
     ),
-    ("files", re.compile(r"Too many open files")),
+    ("files", re.compile(r"Too many open files|shared object file: Error 24")),
     ("file_size", re.compile(r"File too large|File size limit exceeded")),
 )
 _START = {errno.ENOMEM: "memory", errno.EAGAIN: "processes", errno.EMFILE: "files"}
