@@ -43,7 +43,9 @@ class Torment:
         for deed, due in self._due.items():
             if now >= due:
                 self._due[deed] = now + {self._reload: _RELOAD, self._upgrade: _UPGRADE, self._kill: _KILL}[deed]
-                deed()
+                # The master of a moment ago may have left by now.
+                with contextlib.suppress(ProcessLookupError):
+                    deed()
 
     def _reload(self) -> None:
         self.done["HUP"] += 1
