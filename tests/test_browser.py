@@ -105,7 +105,8 @@ def browser(url, profile):
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--ignore-certificate-errors"]
     command += [f"--user-data-dir={profile}", "--remote-debugging-port=0", url]
-    environment = {**os.environ, "HOME": str(profile)}
+    profile.mkdir()
+    environment = {**os.environ, "HOME": str(profile), "TMPDIR": str(profile)}
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                env=environment, text=True)  # fmt: skip
     words = support.Watched()

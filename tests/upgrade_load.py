@@ -24,6 +24,8 @@ from tests.reload_support import FILE, Load, Secure, Site, clients_of, site, wor
 from tests.tls_support import client_context, self_signed
 
 _RELOAD, _UPGRADE, _KILL = 0.3, 5.0, 2.0
+# Of more than these nothing is learnt.
+_FAILURES = 5000
 
 
 class Torment:
@@ -67,9 +69,11 @@ class Torment:
         return text.count(" serves; pid ") + text.count("upgrade failed") < self.done["USR2"]
 
     def _kill(self) -> None:
+        # Asked first: who listens and is a child of the master may be its successor, until it has taken over.
+        is_upgrading = self._is_upgrading
         with contextlib.suppress(OSError, IndexError):
             workers = workers_of(self._served.master)
-            victim = random.choice([pid for pid in workers if not self._is_upgrading or pid in self._workers])
+            victim = random.choice([pid for pid in workers if not is_upgrading or pid in self._workers])
             os.kill(victim, signal.SIGSTOP)
             # It accepts nobody any more, so these are all.
             self.hurt.update(clients_of(victim))
@@ -96,13 +100,14 @@ def run(requests: int) -> tuple[str, list[str]]:
                 while load.count < requests or " serves; pid " not in served.errors.text:
                     torment.act()
                     time.sleep(0.02)
+                    assert len(load.failures) <= _FAILURES, "it is down"
+                load.end()
+                _settle(served)
             except BaseException:
                 print("\n".join(served.errors.text.splitlines()[-60:]))
                 raise
-            load.end()
             text = served.errors.text
             lost = [str(failure) for failure in load.failures if failure.port not in torment.hurt]
-            _settle(served)
         gate.close()
     lines = [
         f"{load.count} requests, sent {dict(torment.done)}: {text.count('gateway: reloaded')} reloads, "
