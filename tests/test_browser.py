@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 import zlib
 
 import pytest
@@ -99,14 +101,15 @@ def site(tmp_path):
 
 
 @contextlib.contextmanager
-def browser(url, profile):
-    """Chromium, showing a page to nobody; ended with all its processes."""
+def browser(url):
+    """Chromium, showing a page to nobody; ended with all its processes and files."""
+    # A short path: it has a socket there, too.
+    profile = tempfile.mkdtemp(prefix="browser-")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--ignore-certificate-errors"]
     command += [f"--user-data-dir={profile}", "--remote-debugging-port=0", url]
-    profile.mkdir()
-    environment = {**os.environ, "HOME": str(profile), "TMPDIR": str(profile)}
+    environment = {**os.environ, "HOME": profile, "TMPDIR": profile}
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                env=environment, text=True)  # fmt: skip
     words = support.Watched()
@@ -118,17 +121,18 @@ def browser(url, profile):
         process.wait()
         reading.join(support.PATIENCE)
         support.wait_until(lambda: f"left: {found}" if (found := support.members(process.pid)) else "")
+        shutil.rmtree(profile)
 
 
 @pytest.mark.parametrize("is_secure", [False, True])
-def test_a_browser_gets_all_of_a_site(site, certificate, tmp_path, is_secure):
+def test_a_browser_gets_all_of_a_site(site, certificate, is_secure):
     support.need("chromium", "php-cgi")
     root, programs = site
     options = ["--php", str(root), "--children", "3", "--cgi-dir", str(programs), "--compress"]
     options += ["--tls-cert", str(certificate[0]), "--tls-key", str(certificate[1])] if is_secure else []
     with front(*options) as server:
         address = f"{'https' if is_secure else 'http'}://127.0.0.1:{server.port}/"
-        with browser(address, tmp_path / "profile"):
+        with browser(address):
             report = server.wait_for_log(r"REPORT (\{.*\})", timeout=120)
             server.wait_for_access(r'"GET /cgi-bin/endless HTTP/1.1" 499 ')
             server.wait_for_access(r'"GET /cgi-bin/events HTTP/1.1" 499 ')
