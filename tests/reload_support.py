@@ -88,7 +88,10 @@ chdir = "{self.directory}"
 max_children = 2
 {self.pool}
 """
-        self.file.write_text(text)
+        # Whole at any moment: a program that starts may read it now.
+        fresh = self.file.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(self.file)
 
     @property
     def master(self) -> int:

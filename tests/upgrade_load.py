@@ -131,7 +131,10 @@ def _with_tls_and_files(directory: Path) -> str:
     (directory / "files" / "some").write_bytes(FILE)
     certificate, key = directory / "cert.pem", directory / "key.pem"
     self_signed(certificate, key, "/CN=localhost")
+    # Not read as it grows, which takes the longer the more there is.
     return f"""
+access_log = "{directory}/access"
+
 [tls]
 certificate = "{certificate}"
 key = "{key}"
