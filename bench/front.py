@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import pwd
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,12 +22,10 @@ from bench.processes import Children, StartFailed, wait_for_quiet
 from bench.servers import (
     CPUS,
     OURS,
+    FileNginx,
     Running,
     Server,
-    accepts,
-    fill_in,
     find,
-    first_line,
     free_port,
     start_gateway,
 )
@@ -46,31 +42,8 @@ BOUNDS = {"kept": 0.6, "full": 0.5, "resumed": 0.5}
 WHAT = {"kept": "requests/s on kept connections", "full": "full handshakes/s", "resumed": "resumed handshakes/s"}
 LEAST_OF_BARE = 0.9  # × the same server without all that
 ROUTES = 30
-
-
-@dataclass(frozen=True)
-class Nginx:
-    """nginx with TLS, its tickets, and files that it keeps open."""
-
-    workers: int = CPUS
-    name: str = "nginx"
-
-    @property
-    def label(self) -> str:
-        return f"nginx ×{self.workers}"
-
-    def version(self) -> str:
-        return first_line([find("nginx"), "-v"]).removeprefix("nginx version: ")
-
-    def start(self, site: Site, children: Children) -> Running:
-        nginx, port = find("nginx"), free_port()
-        work = site.work(f"nginx-{port}")
-        user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
-        files = {"CERTIFICATE": site.root / CERTIFICATE, "KEY": site.root / KEY}
-        config = fill_in("nginx-tls.conf", work, site, PORT=port, WORKERS=self.workers, USER=user, **files)
-        child = children.start("nginx", [nginx, "-p", str(work), "-c", str(config)], work / "nginx.log", cwd=work)
-        child.wait_until(lambda: accepts(port), "answer")
-        return Running(self.name, self.label, port, child, scheme="https")
+# nginx with TLS, its tickets, and files that it keeps open.
+NGINX = FileNginx("nginx-tls.conf", "https", (("CERTIFICATE", CERTIFICATE), ("KEY", KEY)))
 
 
 @dataclass(frozen=True)
@@ -96,7 +69,7 @@ class Gateway:
         return Running(self.name, self.label, port, child, scheme="https")
 
 
-SERVERS: tuple[Server, ...] = (Gateway(), Nginx())
+SERVERS: tuple[Server, ...] = (Gateway(), NGINX)
 NAMES = tuple(server.name for server in SERVERS)
 
 
@@ -189,7 +162,7 @@ class Benchmark(session.Session):
 
     def tls(self) -> None:
         options = tuple(self.given.gateway_options.split())
-        wanted: list[Server] = [Gateway(options), Nginx()]
+        wanted: list[Server] = [Gateway(options), NGINX]
         servers = self.start([server for server in wanted if server.name in self.given.servers], [])
         self.compare("kept", measure(self.wrk, servers, PAGE, self.given.rounds, self.given.seconds))
         for kind in ("full", "resumed"):

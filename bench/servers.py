@@ -248,6 +248,34 @@ class Gateway:
         return Running(self.name, self.label, port, child)
 
 
+@dataclass(frozen=True)
+class FileNginx:
+    """nginx that serves files by `template` of conf/. `files`: names in it, and the files of the site that they are."""
+
+    template: str
+    scheme: str = "http"
+    files: tuple[tuple[str, str], ...] = ()
+    workers: int = CPUS
+    name: str = "nginx"
+
+    @property
+    def label(self) -> str:
+        return f"nginx ×{self.workers}"
+
+    def version(self) -> str:
+        return first_line([find("nginx"), "-v"]).removeprefix("nginx version: ")
+
+    def start(self, site: Site, children: Children) -> Running:
+        nginx, port = find("nginx"), free_port()
+        work = site.work(f"nginx-{port}")
+        user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
+        files = {name: site.root / file for name, file in self.files}
+        config = fill_in(self.template, work, site, PORT=port, WORKERS=self.workers, USER=user, **files)
+        child = children.start("nginx", [nginx, "-p", str(work), "-c", str(config)], work / "nginx.log", cwd=work)
+        child.wait_until(lambda: accepts(port), "answer")
+        return Running(self.name, self.label, port, child, scheme=self.scheme)
+
+
 PEERS: tuple[Server, ...] = (Nginx(), Apache(), Lighttpd())
 NAMES = (OURS, *(peer.name for peer in PEERS))
 

@@ -22,10 +22,10 @@ from statistics import median
 from bench import session, syscalls
 from bench.processes import Children, StartFailed, wait_for_quiet
 from bench.servers import (
-    CPUS,
     HOST,
     MODULE_DIRECTORIES,
     OURS,
+    FileNginx,
     Gateway,
     Missing,
     Running,
@@ -46,30 +46,8 @@ SMALL, LARGE = "small.bin", "large.bin"
 SIZE = 1024  # bytes of the small file
 # × each peer: requests/s of the small file, MB/s of the large one.
 TARGETS = {"small": {"apache": 1.5, "nginx": 0.5}, "large": {"nginx": 0.8}}
-
-
-@dataclass(frozen=True)
-class Nginx:
-    """nginx with sendfile and open files that it keeps for a minute."""
-
-    workers: int = CPUS
-    name: str = "nginx"
-
-    @property
-    def label(self) -> str:
-        return f"nginx ×{self.workers}"
-
-    def version(self) -> str:
-        return first_line([find("nginx"), "-v"]).removeprefix("nginx version: ")
-
-    def start(self, site: Site, children: Children) -> Running:
-        nginx, port = find("nginx"), free_port()
-        work = site.work(f"nginx-{port}")
-        user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
-        config = fill_in("nginx-static.conf", work, site, PORT=port, WORKERS=self.workers, USER=user)
-        child = children.start("nginx", [nginx, "-p", str(work), "-c", str(config)], work / "nginx.log", cwd=work)
-        child.wait_until(lambda: accepts(port), "answer")
-        return Running(self.name, self.label, port, child)
+# nginx with sendfile and open files that it keeps for a minute.
+NGINX = FileNginx("nginx-static.conf")
 
 
 @dataclass(frozen=True)
@@ -103,7 +81,7 @@ class Apache:
         return Running(self.name, self.label, port, child)
 
 
-PEERS: tuple[Server, ...] = (Nginx(), Apache())
+PEERS: tuple[Server, ...] = (NGINX, Apache())
 NAMES = (OURS, *(peer.name for peer in PEERS))
 
 

@@ -22,7 +22,7 @@ from tests import support
 from tests.misbehaviour import wait_for
 from tests.soak_faults import FAULTS, Fault
 from tests.soak_site import LATE, Clients, Site
-from tests.support import descriptors, wait_until
+from tests.support import descriptors, resident, wait_until
 
 # Of memory, what may differ between two looks at a process of the same role: a share of it, and bytes.
 _GROWTH, _MORE = 1.25, 6 << 20
@@ -31,11 +31,6 @@ _GROWTH, _MORE = 1.25, 6 << 20
 def most(site: Site, measure: Callable[[int], int]) -> dict[str, int]:
     """Return the largest of what is measured at the processes of each role."""
     return {role: max(map(measure, pids)) for role, pids in site.roles.items()}
-
-
-def _resident(pid: int) -> int:
-    match = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
-    return int(match[1]) * 1024 if match else 0
 
 
 def settle(site: Site, held: dict[str, int]) -> None:
@@ -68,10 +63,10 @@ def run(seconds: float, seed: int = 1) -> tuple[str, list[str]]:
         clients.wait_for(300, *clients.KINDS)
         clients.end()
         settle(site, held)
-        before = most(site, _resident)
+        before = most(site, resident)
         counts, wrong = trouble(site, seconds, random.Random(seed))
         settle(site, held)
-        report, more = compare(before, most(site, _resident))
+        report, more = compare(before, most(site, resident))
     except BaseException:
         sys.stderr.write(site.server.errors.text[-8000:])
         raise

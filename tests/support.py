@@ -455,6 +455,13 @@ def descriptors(pid: int) -> int:
     return sum(not link.startswith(("/dev/null", "anon_inode:")) for link in links(pid))
 
 
+def resident(pid: int) -> int:
+    """Return how many bytes of memory a process holds; raise OSError if it is gone."""
+    match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert match, f"process {pid} ends"
+    return int(match[1]) * 1024
+
+
 def links(pid: int) -> list[str]:
     """Return what a process's descriptors are."""
     found = []

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import re
 import socket
 import ssl
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import pytest
 
@@ -134,7 +132,7 @@ def test_a_large_file_for_a_slow_reader(start, files):
         got = client.recv(1)
         # The server has stopped by itself when nothing moves any more.
         support.wait_until(lambda: _moves(client))
-        assert _memory(worker) < 120 * 2**20
+        assert support.resident(worker) < 120 * 2**20
         while data := client.recv(65536):
             got += data
     body = got.partition(b"\r\n\r\n")[2]
@@ -154,13 +152,6 @@ def _moves(client):
     return "" if waiting and waiting == before else "it moves"
 
 
-def _memory(pid):
-    text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB", text, re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
-
-
 @pytest.mark.parametrize("path", ["/nothing", "/cgi-bin/fine"])
 def test_a_connection_that_has_ended_leaves_nothing(start, directory, path):
     """What OpenSSL holds for it, some 35 KiB, is given back at once, not when the collector comes."""
@@ -175,9 +166,9 @@ def test_a_connection_that_has_ended_leaves_nothing(start, directory, path):
                 support.receive_all(client)
 
     come_and_go(50)
-    before = _memory(worker)
+    before = support.resident(worker)
     come_and_go(400)
-    assert _memory(worker) - before < 6 * 2**20
+    assert support.resident(worker) - before < 6 * 2**20
 
 
 def test_a_program_that_never_ends_is_stopped_by_a_client_that_does_not_read(start, directory):
